@@ -1,0 +1,38 @@
+# make train   train the hand-written NumPy MLP   (ARGS="--dataset cifar10" passes arguments on)
+# make test    run every test
+# make lint    ruff and mypy --strict
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The first interpreter that really runs and is new enough; PYTHON=... overrides.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed-base
+	@$(BIN)/python scripts/train_mlp_numpy.py $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found on PATH; install one, or name it: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "error: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf $(VENV); exit 2; }
+
+$(VENV)/.installed-base: $(VENV)/bin/python pyproject.toml
+	@echo "Installing handgrad into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	@echo "Installing handgrad[torch,dev] into $(VENV) (once; PyTorch is a large download) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[torch,dev]"
+	@touch $@ $(VENV)/.installed-base
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

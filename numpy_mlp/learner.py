@@ -1,0 +1,79 @@
+"""One training step of the NumPy MLP, behind the interface that a training loop asks for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from numpy_mlp.mlp import MLP
+from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
+from numpy_mlp.modules.module import Array
+from numpy_mlp.optim import Optimizer
+
+
+class NumpyLearner:
+    """A model, its loss and its optimizer: everything that a step changes.
+
+    Args:
+        model: the network.
+        optimizer: made with ``list(model.params.values())``.
+
+    Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
+    """
+
+    def __init__(self, model: MLP, optimizer: Optimizer) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.loss = SoftMaxCrossEntropyModule()
+
+    def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
+        """Update the weights on one batch; return its mean loss and its correct predictions."""
+        self.model.train()
+        logits = self.model.logits(images.reshape(len(images), -1))
+        loss, dlogits = self.loss.loss_and_gradient(logits, labels)
+        self.model.backward_parameters(dlogits)
+        self.optimizer.lr = lr
+        self.optimizer.step(list(self.model.grads.values()))
+        return loss, int((logits.argmax(axis=1) == labels).sum())
+
+    def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
+        """Return the mean loss of a batch and the predicted classes (N,)."""
+        self.model.eval()
+        logits = self.model.logits(images.reshape(len(images), -1))
+        return self.loss.forward(logits, labels), logits.argmax(axis=1)
+
+    def weights(self) -> dict[str, Array]:
+        """Return what a user of the trained model needs, by name: the live arrays, no copies."""
+        return self.model.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Array]) -> None:
+        """Copy ``weights`` into the model; ValueError when they are another architecture's."""
+        self.model.load_state_dict(weights)
+
+    def state(self) -> tuple[dict[str, Array], str]:
+        """Return what, beside the weights, a resumed run needs: arrays by name, and a JSON text."""
+        generators = [g.bit_generator.state for g in self._generators()]
+        return self.optimizer.state_dict(), json.dumps({"generators": generators})
+
+    def load_state(self, arrays: Mapping[str, Array], text: str) -> None:
+        """Restore what :meth:`state` returned; ValueError when it is not this learner's."""
+        self.optimizer.load_state_dict(arrays)
+        states: list[Any] = json.loads(text)["generators"]
+        generators = self._generators()
+        if len(states) != len(generators):
+            raise ValueError(f"{len(states)} random generators saved, {len(generators)} expected")
+        for generator, state in zip(generators, states, strict=True):
+            generator.bit_generator.state = state
+
+    def first_layer(self) -> Array:
+        """Return the weights that look at the input, (n_filters, D), for a picture."""
+        first = self.model.layers[0]
+        assert isinstance(first, LinearModule)
+        return first.params["weight"]
+
+    def _generators(self) -> list[np.random.Generator]:
+        """Return the generators that training draws from, each once (layers may share one)."""
+        shared = (layer.rng for layer in self.model.layers if isinstance(layer, DropoutModule))
+        return list({id(generator): generator for generator in shared}.values())

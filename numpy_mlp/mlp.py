@@ -1,0 +1,202 @@
+"""The multi-layer perceptron: linear layers with a nonlinearity between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numpy_mlp.modules import (
+    BatchNormModule,
+    DropoutModule,
+    ELUModule,
+    LeakyReLUModule,
+    LinearModule,
+    Module,
+    ReLUModule,
+    SigmoidModule,
+    SoftMaxModule,
+    TanhModule,
+)
+from numpy_mlp.modules.module import Array, is_parametric
+
+# Each activation with the gain that keeps the variance of what passes through it
+# (He et al. 2015 for the ReLU family; 5/3 and 1 are torch.nn.init.calculate_gain's).
+ACTIVATIONS: dict[str, tuple[Callable[[], Module], float]] = {
+    "relu": (ReLUModule, math.sqrt(2.0)),
+    "leaky_relu": (LeakyReLUModule, math.sqrt(2.0)),
+    "elu": (ELUModule, math.sqrt(2.0)),
+    "sigmoid": (SigmoidModule, 1.0),
+    "tanh": (TanhModule, 5.0 / 3.0),
+}
+
+
+class MLP:
+    """A stack ``[Linear - (BatchNorm) - activation - (Dropout)] * len(n_hidden) - Linear - SoftMax``.
+
+    Args:
+        n_inputs: number of input features D.
+        n_hidden: widths of the hidden layers; an empty list is multinomial logistic regression.
+        n_classes: number of classes C.
+        neg_slope: slope below zero of a leaky ReLU; given, it selects that activation.
+        activation: one of :data:`ACTIVATIONS`.
+        dropout: probability of dropping a hidden unit; 0 adds no layer.
+        batch_norm: normalise before each activation.
+        dtype: ``float32`` or ``float64``, of the parameters and so of the computation.
+        rng: source of the initial weights and of the dropout masks.
+        weight_std: initial standard deviation of every weight, instead of Kaiming's.
+
+    Shapes: ``forward`` maps (N, D) to probabilities (N, C); :meth:`logits` to what softmax is
+    applied to.
+
+    Raises:
+        ValueError: a size is not a positive integer, or ``activation`` is unknown.
+    """
+
+    def __init__(
+        self,
+        n_inputs: int,
+        n_hidden: Sequence[int],
+        n_classes: int,
+        neg_slope: float | None = None,
+        *,
+        activation: str = "relu",
+        dropout: float = 0.0,
+        batch_norm: bool = False,
+        dtype: DTypeLike = np.float64,
+        rng: np.random.Generator | None = None,
+        weight_std: float | None = None,
+    ) -> None:
+        if neg_slope is not None:
+            activation = "leaky_relu"
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}")
+        rng = np.random.default_rng() if rng is None else rng
+        # One stream for the weights, one for the masks: the initial weights do not depend on
+        # whether dropout is on.
+        init_rng, dropout_rng = rng.spawn(2)
+        make_activation, gain = ACTIVATIONS[activation]
+        self.layers: list[Module] = []
+        sizes = [n_inputs, *n_hidden, n_classes]
+        for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+            linear = LinearModule(
+                n_in,
+                n_out,
+                input_layer=i == 0,
+                dtype=dtype,
+                rng=init_rng,
+                gain=gain,
+                weight_std=weight_std,
+            )
+            self.layers.append(linear)
+            if i == len(n_hidden):
+                break
+            if batch_norm:
+                self.layers.append(BatchNormModule(n_out, dtype=dtype))
+            self.layers.append(
+                make_activation() if neg_slope is None else LeakyReLUModule(neg_slope)
+            )
+            if dropout:
+                self.layers.append(DropoutModule(dropout, rng=dropout_rng))
+        self.layers.append(SoftMaxModule())
+        self.training = True
+
+    def logits(self, x: Array) -> Array:
+        """Return the scores before softmax, (N, D) -> (N, C)."""
+        for layer in self.layers[:-1]:
+            x = layer.forward(x)
+        return x
+
+    def forward(self, x: Array) -> Array:
+        """Return class probabilities, (N, D) -> (N, C)."""
+        return self.layers[-1].forward(self.logits(x))
+
+    def __call__(self, x: Array) -> Array:
+        return self.forward(x)
+
+    def backward(self, dout: Array) -> Array:
+        """Return ∂L/∂x from ``dout`` = ∂L/∂probabilities; parameter gradients go into ``grads``.
+
+        The chain rule, a layer at a time: the ``dx`` of one layer is the ``dout`` of the layer
+        before it.
+        """
+        return self.backward_logits(self.layers[-1].backward(dout))
+
+    def backward_logits(self, dlogits: Array) -> Array:
+        """Return ∂L/∂x from ∂L/∂logits, for a loss that contains the softmax."""
+        for layer in reversed(self.layers[:-1]):
+            dlogits = layer.backward(dlogits)
+        return dlogits
+
+    def backward_parameters(self, dlogits: Array) -> None:
+        """Store the parameter gradients, and leave out ∂L/∂x, which training never reads.
+
+        In the first layer ∂L/∂x costs as much as ∂L/∂W and that layer is usually the largest.
+        """
+        first = self.layers[0]
+        assert isinstance(first, LinearModule)
+        for layer in reversed(self.layers[1:-1]):
+            dlogits = layer.backward(dlogits)
+        first.backward_parameters(dlogits)
+
+    def train(self, mode: bool = True) -> None:
+        """Put every layer into training mode (or evaluation mode)."""
+        self.training = mode
+        for layer in self.layers:
+            layer.train(mode) if mode else layer.eval()
+
+    def eval(self) -> None:
+        """Put every layer into evaluation mode."""
+        self.train(False)
+
+    def clear_cache(self) -> None:
+        """Make every layer forget its last forward pass."""
+        for layer in self.layers:
+            layer.clear_cache()
+
+    @property
+    def params(self) -> dict[str, Array]:
+        """The parameters themselves, by name: ``layers.0.weight`` and so on."""
+        return {name: layer.params[key] for name, layer, key in self._named_parameters()}
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        """The gradients of the last backward pass, with the names of :attr:`params`."""
+        return {name: layer.grads[key] for name, layer, key in self._named_parameters()}
+
+    def _named_parameters(self) -> Iterator[tuple[str, Module, str]]:
+        for i, layer in enumerate(self.layers):
+            if is_parametric(layer):
+                for key in layer.params:
+                    yield f"layers.{i}.{key}", layer, key
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return parameters and running statistics by name: the arrays themselves, no copies."""
+        state = self.params
+        for i, layer in enumerate(self.layers):
+            for key, buffer in getattr(layer, "buffers", {}).items():
+                state[f"layers.{i}.{key}"] = buffer
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy the arrays of ``state`` into this network.
+
+        Raises:
+            ValueError: a name is missing or unknown, or a shape differs; nothing is changed then.
+        """
+        mine = self.state_dict()
+        for name in mine.keys() ^ state.keys():
+            side = "missing from the state" if name in mine else "not part of this network"
+            raise ValueError(f"{name} is {side}: was it saved from another architecture?")
+        for name, array in mine.items():
+            if array.shape != np.shape(state[name]):
+                raise ValueError(
+                    f"{name} has shape {np.shape(state[name])}, this network expects {array.shape}"
+                )
+        for name, array in mine.items():
+            array[...] = state[name]
+
+    def __repr__(self) -> str:
+        return "MLP(\n" + "".join(f"  ({i}) {layer}\n" for i, layer in enumerate(self.layers)) + ")"

@@ -1,0 +1,31 @@
+"""The layers and losses, one family per file, each with its derivation beside its code."""
+
+from numpy_mlp.modules.activations import (
+    ELUModule,
+    LeakyReLUModule,
+    ReLUModule,
+    SigmoidModule,
+    TanhModule,
+)
+from numpy_mlp.modules.batchnorm import BatchNormModule
+from numpy_mlp.modules.dropout import DropoutModule
+from numpy_mlp.modules.linear import LinearModule
+from numpy_mlp.modules.losses import CrossEntropyModule, SoftMaxCrossEntropyModule
+from numpy_mlp.modules.module import BackwardBeforeForwardError, Module
+from numpy_mlp.modules.softmax import SoftMaxModule
+
+__all__ = [
+    "BackwardBeforeForwardError",
+    "BatchNormModule",
+    "CrossEntropyModule",
+    "DropoutModule",
+    "ELUModule",
+    "LeakyReLUModule",
+    "LinearModule",
+    "Module",
+    "ReLUModule",
+    "SigmoidModule",
+    "SoftMaxCrossEntropyModule",
+    "SoftMaxModule",
+    "TanhModule",
+]

@@ -1,0 +1,54 @@
+"""Dropout: switch units off at random while training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numpy_mlp.modules.module import Array, Module
+
+
+class DropoutModule(Module):
+    """Inverted dropout: in training ``y = x · m / (1 - p)`` with m[i] = 0 with probability p.
+
+    Dividing by 1 - p keeps the expectation, E[y] = x, so that evaluation is the identity.
+
+    Args:
+        p: probability that an entry is zeroed, 0 ≤ p < 1.
+        rng: source of the masks; a fresh, unseeded one by default.
+
+    Shapes: any; ``x``, ``y``, ``dout`` and ``dx`` have the same.
+
+    Raises:
+        ValueError: ``p`` is outside [0, 1).
+
+    Source: Srivastava et al., *Dropout*, JMLR 15, 2014.
+    """
+
+    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"dropout probability must be in [0, 1), got {p!r}")
+        self.p = p
+        self.rng = np.random.default_rng() if rng is None else rng
+
+    def forward(self, x: Array) -> Array:
+        """Return ``x`` with a share p of its entries zeroed and the others scaled up."""
+        if not self.training:
+            return x.copy()
+        # float32 numbers decide for either dtype: half the random bits, and the same masks.
+        mask = self.rng.random(x.shape, dtype=np.float32) >= self.p
+        scale = mask.astype(x.dtype)
+        scale *= 1 / (1 - self.p)
+        self._remember(scale)
+        y: Array = x * scale
+        return y
+
+    def backward(self, dout: Array) -> Array:
+        """Return ∂L/∂x: y[i] = x[i] · scale[i]  ⇒  dx = dout * scale, with the same mask."""
+        (scale,) = self._recall()
+        self._check_dout(dout, scale.shape)
+        dx: Array = dout * scale
+        return dx
+
+    def __repr__(self) -> str:
+        return f"DropoutModule(p={self.p})"

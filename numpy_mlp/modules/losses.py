@@ -1,0 +1,110 @@
+"""Cross-entropy, on probabilities and, fused with softmax, on logits.
+
+A loss is a function of (prediction, target): these modules remember nothing, and ``backward``
+takes the same two arguments as ``forward``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numpy_mlp.modules.module import Array
+
+
+def class_indices(y: Array, n: int, n_classes: int) -> Array:
+    """Return targets as indices (N,), from integer labels (N,) or one-hot rows (N, C).
+
+    Raises:
+        ValueError: the shape does not fit, a row is not one-hot, or a label is out of range.
+    """
+    y = np.asarray(y)
+    if y.shape == (n, n_classes) and y.ndim == 2:
+        one_hot = (y == 1).sum(axis=1) == 1
+        if not (one_hot & ((y != 0).sum(axis=1) == 1)).all():
+            raise ValueError("a row of y is not one-hot: expected a single 1 and zeros elsewhere")
+        return y.argmax(axis=1)
+    if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(
+            f"y must be integer labels of shape ({n},) or one-hot rows of shape ({n}, {n_classes}), "
+            f"got {y.dtype} of shape {y.shape}"
+        )
+    if n and not (y.min() >= 0 and y.max() < n_classes):
+        bad = y[(y < 0) | (y >= n_classes)][0]
+        raise ValueError(f"label {bad} is out of range: expected 0 to {n_classes - 1}")
+    return y
+
+
+class CrossEntropyModule:
+    """Mean negative log-likelihood of probabilities: ``L = -(1/N) Σ_n log x[n, y[n]]``.
+
+    Shapes: ``x`` (N, C), probabilities; ``y`` (N,) integer labels or (N, C) one-hot rows; the loss
+    is a scalar, ``dx`` is (N, C). Probabilities below the smallest normal number are taken to be
+    that number, so that the loss stays finite; a network that saturates its softmax still loses
+    its gradient that way. :class:`SoftMaxCrossEntropyModule` does not, and is what training uses.
+    Source: Goodfellow et al., *Deep Learning*, 2016, section 6.2.2.
+    """
+
+    def forward(self, x: Array, y: Array) -> float:
+        """Return the mean loss over the batch."""
+        p = self._probability_of_target(x, y)
+        return float(-np.log(p).mean())
+
+    def backward(self, x: Array, y: Array) -> Array:
+        """Return ∂L/∂x: only the target's entry counts, and d(-log p)/dp = -1/p.
+
+        ∂L/∂x[n,c] = -1 / (N · x[n,c]) if c = y[n], else 0.
+        """
+        n, n_classes = x.shape
+        dx: Array = np.zeros_like(x)
+        dx[np.arange(n), class_indices(y, n, n_classes)] = -1 / (
+            n * self._probability_of_target(x, y)
+        )
+        return dx
+
+    @staticmethod
+    def _probability_of_target(x: Array, y: Array) -> Array:
+        assert x.ndim == 2, f"CrossEntropyModule: x has shape {x.shape}, expected (N, C)"
+        n, n_classes = x.shape
+        p: Array = x[np.arange(n), class_indices(y, n, n_classes)]
+        return np.maximum(p, np.finfo(x.dtype).tiny)
+
+
+class SoftMaxCrossEntropyModule:
+    """Softmax and cross-entropy in one step: ``L = (1/N) Σ_n (log Σ_k exp x[n,k] - x[n, y[n]])``.
+
+    Exact for logits of any size, where softmax followed by a logarithm is not: log softmax is
+    computed as a difference and never as the logarithm of something that was rounded to 0.
+
+    Shapes: ``x`` (N, C), logits; ``y`` (N,) integer labels or (N, C) one-hot rows; the loss is a
+    scalar, ``dx`` is (N, C).
+    """
+
+    def forward(self, x: Array, y: Array) -> float:
+        """Return the mean loss over the batch."""
+        return self.loss_and_gradient(x, y)[0]
+
+    def backward(self, x: Array, y: Array) -> Array:
+        """Return ∂L/∂x; the derivation is that of :meth:`loss_and_gradient`."""
+        return self.loss_and_gradient(x, y)[1]
+
+    def loss_and_gradient(self, x: Array, y: Array) -> tuple[float, Array]:
+        """Return the loss and ∂L/∂x from one evaluation of the softmax p.
+
+        Since ∂/∂x[n,c] log Σ_k exp x[n,k] = p[n,c]:
+
+            ∂L/∂x[n,c] = (p[n,c] - [c = y[n]]) / N             ⇒   dx = (p - onehot(y)) / N
+
+        It holds where the loss is cross-entropy, of exactly this softmax's output, averaged over
+        the batch; any other pair needs SoftMaxModule.backward.
+        """
+        assert x.ndim == 2, f"SoftMaxCrossEntropyModule: x has shape {x.shape}, expected (N, C)"
+        n, n_classes = x.shape
+        rows, target = np.arange(n), class_indices(y, n, n_classes)
+        shifted = x - x.max(axis=1, keepdims=True)  # (N, C), at most 0: exp cannot overflow
+        exp = np.exp(shifted)  # (N, C)
+        total = exp.sum(axis=1)  # (N,)
+        loss = float((np.log(total) - shifted[rows, target]).mean())
+        dx: Array = exp / total[:, None]  # the probabilities p
+        dx[rows, target] -= 1
+        dx /= n
+        return loss, dx

@@ -1,0 +1,91 @@
+"""What every layer has in common: a forward, a backward, a mode and a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+"""An array of float32 or float64; a shape comment says which axes it has."""
+
+
+class BackwardBeforeForwardError(RuntimeError):
+    """``backward`` was called with nothing remembered from a training ``forward``."""
+
+
+class Module:
+    """A differentiable function ``y = f(x)`` that remembers what its backward pass reads.
+
+    A subclass writes ``forward(x)`` and ``backward(dout) -> dx``, where ``dout`` is ∂L/∂y and
+    ``dx`` is ∂L/∂x, of the shapes of ``y`` and ``x``. Neither may modify its argument. What
+    ``backward`` needs is handed to :meth:`_remember`, which keeps it in training mode only:
+    evaluation costs no memory. A subclass with parameters also sets ``params`` and ``grads``
+    (dictionaries with the same keys); ``backward`` writes ``grads`` and never touches ``params``.
+    ``buffers`` holds arrays that are part of the state but are not trained.
+    """
+
+    params: dict[str, Array]
+    grads: dict[str, Array]
+    buffers: dict[str, Array]
+
+    def __init__(self) -> None:
+        self.training = True
+        self._cache: tuple[Any, ...] | None = None
+
+    def forward(self, x: Array) -> Array:
+        """Return ``f(x)``."""
+        raise NotImplementedError
+
+    def backward(self, dout: Array) -> Array:
+        """Return ∂L/∂x, given ``dout`` = ∂L/∂f(x); parameter gradients go into ``grads``."""
+        raise NotImplementedError
+
+    def __call__(self, x: Array) -> Array:
+        return self.forward(x)
+
+    def train(self, mode: bool = True) -> None:
+        """Enter training mode (or, with ``mode=False``, evaluation mode)."""
+        self.training = mode
+
+    def eval(self) -> None:
+        """Enter evaluation mode: nothing is remembered, so ``backward`` is not available."""
+        self.train(False)
+        self.clear_cache()
+
+    def clear_cache(self) -> None:
+        """Forget what the last ``forward`` remembered."""
+        self._cache = None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def _remember(self, *values: Any) -> None:
+        """Keep ``values`` for ``backward``, in training mode."""
+        self._cache = values if self.training else None
+
+    def _recall(self) -> tuple[Any, ...]:
+        """Return what :meth:`_remember` kept.
+
+        Raises:
+            BackwardBeforeForwardError: nothing is kept.
+        """
+        if self._cache is None:
+            name = type(self).__name__
+            raise BackwardBeforeForwardError(
+                f"{name}.backward() has nothing to work on: call {name}.forward(x) first, in "
+                f"training mode (evaluation mode and clear_cache() forget)"
+            )
+        return self._cache
+
+    def _check_dout(self, dout: Array, shape: tuple[int, ...]) -> None:
+        assert np.shape(dout) == shape, (
+            f"{type(self).__name__}.backward: dout has shape {np.shape(dout)}, "
+            f"but forward returned {shape}"
+        )
+
+
+def is_parametric(module: Module) -> bool:
+    """Say whether ``module`` has parameters (activations have no ``params`` at all)."""
+    return hasattr(module, "params")

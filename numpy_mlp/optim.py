@@ -1,0 +1,252 @@
+"""Optimizers on lists of arrays, and learning-rate schedules; definitions are PyTorch's.
+
+An optimizer sees parameters and gradients as arrays, never a model. ``step(grads)`` changes the
+parameters in place; ``state_dict`` returns everything needed to go on bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from numpy_mlp.modules.module import Array
+
+
+class Optimizer:
+    """What all optimizers share: the parameters, the learning rate, the state of each parameter.
+
+    A subclass names the arrays it keeps per parameter in ``slots`` and writes :meth:`_update`.
+
+    Args:
+        params: arrays that :meth:`step` changes in place.
+        lr: learning rate; may be set between steps.
+
+    Raises:
+        ValueError: ``lr`` is negative or not a number.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Sequence[Array], lr: float) -> None:
+        if not lr >= 0:
+            raise ValueError(f"learning rate must be >= 0, got {lr!r}")
+        self.params = list(params)
+        self.lr = lr
+        self.step_count = 0
+        # One array for all temporaries: as large as the largest parameter, allocated once.
+        self._scratch = np.empty(max((p.size for p in self.params), default=0), self._dtype())
+        self.state = [{slot: np.zeros_like(p) for slot in self.slots} for p in self.params]
+
+    def step(self, grads: Sequence[Array]) -> None:
+        """Update every parameter from its gradient."""
+        assert len(grads) == len(self.params), (
+            f"got {len(grads)} gradients for {len(self.params)} parameters"
+        )
+        self.step_count += 1
+        for param, grad, state in zip(self.params, grads, self.state, strict=True):
+            assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
+            self._update(param, grad, state)
+
+    def _update(self, param: Array, grad: Array, state: dict[str, Array]) -> None:
+        raise NotImplementedError
+
+    def _dtype(self) -> Any:
+        return np.result_type(*self.params) if self.params else np.float64
+
+    def _temporary(self, like: Array) -> Array:
+        """Return scratch space of the shape of ``like``; its content is left over."""
+        return self._scratch[: like.size].reshape(like.shape)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the state as arrays by name; the arrays themselves, no copies."""
+        named = {f"{i}.{k}": v for i, state in enumerate(self.state) for k, v in state.items()}
+        return {"step_count": np.array(self.step_count), **named}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Copy the arrays of ``state`` into this optimizer.
+
+        Raises:
+            ValueError: the names or shapes are not this optimizer's.
+        """
+        mine = self.state_dict()
+        for name, array in mine.items():
+            if name not in state or np.shape(state[name]) != array.shape:
+                raise ValueError(f"optimizer state {name} is missing or of another shape")
+        if extra := state.keys() - mine.keys():
+            raise ValueError(f"optimizer state {sorted(extra)[0]} is not of {type(self).__name__}")
+        self.step_count = int(state["step_count"])
+        for name, array in mine.items():
+            array[...] = state[name]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` defines it.
+
+    ``g = ∇L + weight_decay · θ``;  ``b = momentum · b + g``;  ``θ -= lr · b``, or with Nesterov's
+    variant ``θ -= lr · (g + momentum · b)``. The buffer b is a sum of gradients: the learning rate
+    is outside it, and the first step is a plain one.
+
+    Args:
+        params: arrays to train.
+        lr: learning rate.
+        momentum: share of the buffer that survives a step, in [0, 1).
+        weight_decay: L2 penalty, added to the gradient.
+        nesterov: look ahead along the buffer.
+
+    Raises:
+        ValueError: a value is out of range, or ``nesterov`` without momentum.
+
+    Source: Sutskever et al., *On the importance of initialization and momentum*, ICML 2013.
+    """
+
+    slots = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: Sequence[Array],
+        lr: float,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {momentum!r}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be >= 0, got {weight_decay!r}")
+        if nesterov and not momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        self.slots = SGD.slots if momentum else ()
+        super().__init__(params, lr)
+        self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
+
+    def _update(self, param: Array, grad: Array, state: dict[str, Array]) -> None:
+        step = self._temporary(param)
+        if self.weight_decay:
+            np.multiply(param, self.weight_decay, out=step)
+            step += grad
+            grad = step
+        if self.momentum:
+            buffer = state["momentum_buffer"]
+            buffer *= self.momentum
+            buffer += grad
+            grad = grad + self.momentum * buffer if self.nesterov else buffer
+        np.multiply(grad, self.lr, out=step)
+        param -= step
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay, as ``torch.optim.AdamW`` defines it.
+
+    ``θ -= lr · weight_decay · θ``; ``m = β₁ m + (1-β₁) g``; ``v = β₂ v + (1-β₂) g²``;
+    ``θ -= lr · m̂ / (√v̂ + eps)`` with ``m̂ = m / (1-β₁ᵗ)`` and ``v̂ = v / (1-β₂ᵗ)``, t counted from 1.
+    With ``weight_decay=0`` it is Adam.
+
+    Args:
+        params: arrays to train.
+        lr: learning rate.
+        betas: decay rates (β₁, β₂) of the two moments, each in [0, 1).
+        eps: added to the denominator.
+        weight_decay: share of lr by which the parameters shrink each step.
+
+    Raises:
+        ValueError: a value is out of range.
+
+    Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019.
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Sequence[Array],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be in [0, 1), got {betas!r}")
+        if not eps >= 0:
+            raise ValueError(f"eps must be >= 0, got {eps!r}")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay must be >= 0, got {weight_decay!r}")
+        super().__init__(params, lr)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def _update(self, param: Array, grad: Array, state: dict[str, Array]) -> None:
+        beta1, beta2 = self.betas
+        m, v = state["exp_avg"], state["exp_avg_sq"]
+        if self.weight_decay:
+            param *= 1 - self.lr * self.weight_decay
+        temporary = self._temporary(param)
+        np.multiply(grad, 1 - beta1, out=temporary)
+        m *= beta1
+        m += temporary
+        np.multiply(grad, grad, out=temporary)
+        temporary *= 1 - beta2
+        v *= beta2
+        v += temporary
+        # √v̂ + eps; the bias correction of m goes into the step size.
+        np.sqrt(v, out=temporary)
+        temporary *= 1 / math.sqrt(1 - beta2**self.step_count)
+        temporary += self.eps
+        np.divide(m, temporary, out=temporary)
+        temporary *= self.lr / (1 - beta1**self.step_count)
+        param -= temporary
+
+
+Schedule = Callable[[int], float]
+"""The learning rate of each step, counted from 0."""
+
+SCHEDULES = ("constant", "step", "cosine")
+
+
+def constant_schedule(lr: float, *, warmup_steps: int = 0) -> Schedule:
+    """Return ``lr`` at every step, after a linear warm-up."""
+    return _with_warmup(lambda step: lr, lr, warmup_steps)
+
+
+def step_schedule(
+    lr: float, *, step_size: int, gamma: float = 0.1, warmup_steps: int = 0
+) -> Schedule:
+    """Return ``lr · gamma^⌊t / step_size⌋``: one drop every ``step_size`` steps.
+
+    Raises:
+        ValueError: ``step_size`` is not positive.
+    """
+    if step_size < 1:
+        raise ValueError(f"step_size must be >= 1, got {step_size!r}")
+    return _with_warmup(lambda step: lr * gamma ** (step // step_size), lr, warmup_steps)
+
+
+def cosine_schedule(
+    lr: float, *, total_steps: int, min_lr: float = 0.0, warmup_steps: int = 0
+) -> Schedule:
+    """Return half a cosine from ``lr`` after the warm-up to ``min_lr`` at ``total_steps``.
+
+    ``min_lr + (lr - min_lr) (1 + cos(π t/T)) / 2`` with t and T counted from the end of the
+    warm-up (Loshchilov and Hutter, *SGDR*, ICLR 2017, without restarts).
+
+    Raises:
+        ValueError: the warm-up is longer than the training.
+    """
+    if warmup_steps > total_steps:
+        raise ValueError(f"warm-up of {warmup_steps} steps exceeds the {total_steps} of the run")
+
+    def cosine(step: int) -> float:
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+    return _with_warmup(cosine, lr, warmup_steps)
+
+
+def _with_warmup(schedule: Schedule, lr: float, warmup_steps: int) -> Schedule:
+    """Rise linearly over the first ``warmup_steps`` steps; the last of them has the full ``lr``."""
+    if warmup_steps < 0:
+        raise ValueError(f"warmup_steps must be >= 0, got {warmup_steps!r}")
+    return lambda step: lr * (step + 1) / warmup_steps if step < warmup_steps else schedule(step)

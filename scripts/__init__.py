@@ -1,0 +1,1 @@
+"""Command lines: each puts a backend and the shared half together."""

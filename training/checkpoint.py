@@ -1,0 +1,99 @@
+"""Weights and checkpoints on disk, as safetensors: arrays and text, never a pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from training.errors import DataError
+from training.files import write_atomically
+
+Arrays = Mapping[str, NDArray[Any]]
+_FORMAT = "handgrad-checkpoint-1"
+
+
+def save_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
+    """Write arrays and texts to ``path``, whole or not at all."""
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    # ascontiguousarray makes a 0-d array 1-d.
+    shaped = {name: array.reshape(arrays[name].shape) for name, array in contiguous.items()}
+    write_atomically(path, save(shaped, dict(metadata)))
+
+
+def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Return the arrays and texts in a safetensors file.
+
+    Raises:
+        DataError: the file is missing, truncated or not a safetensors file.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is truncated or not a safetensors file ({error})") from None
+
+
+@dataclass
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Attributes:
+        weights: the model's arrays.
+        learner: the optimizer's arrays.
+        learner_text: the rest of the learner's state (random generators).
+        best: the best weights on the validation split so far; empty without one.
+        progress: the loop's counters, JSON-able.
+    """
+
+    weights: Arrays
+    learner: Arrays
+    learner_text: str
+    best: Arrays
+    progress: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write to ``path``; the previous checkpoint stays until this one is whole."""
+        groups = {"weights": self.weights, "learner": self.learner, "best": self.best}
+        arrays = {f"{group}/{name}": a for group, named in groups.items() for name, a in named.items()}
+        save_arrays(
+            path,
+            arrays,
+            {
+                "format": _FORMAT,
+                "learner": self.learner_text,
+                "progress": json.dumps(self.progress),
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataError: the file is missing, damaged, or no checkpoint.
+        """
+        arrays, texts = load_arrays(path)
+        if texts.get("format") != _FORMAT:
+            raise DataError(f"{path} is not a checkpoint of this version (format {texts.get('format')!r})")
+        groups: dict[str, dict[str, NDArray[Any]]] = {"weights": {}, "learner": {}, "best": {}}
+        for key, array in arrays.items():
+            group, _, name = key.partition("/")
+            if group not in groups:
+                raise DataError(f"{path} holds an unexpected array {key!r}")
+            groups[group][name] = array
+        try:
+            progress = json.loads(texts["progress"])
+            learner_text = texts["learner"]
+        except (KeyError, json.JSONDecodeError) as error:
+            raise DataError(f"{path} is damaged: {error}") from None
+        return cls(groups["weights"], groups["learner"], learner_text, groups["best"], progress)

@@ -1,0 +1,350 @@
+"""Settings as typed dataclasses, and the command line made from them.
+
+A setting is declared once, as a dataclass field with its default and help text; the command line,
+the presets, ``config.json`` and the checks all follow from that declaration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from training.data.augment import AUGMENTATIONS
+from training.data.dataset import DATASETS
+from training.data.preprocess import PREPROCESSING
+from training.errors import UserError
+
+SettingsT = TypeVar("SettingsT", bound="TrainSettings")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare a setting: its default, its help text and the values it may take."""
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help, "choices": tuple(choices), "above": above, "least": least, "below": below,
+        },
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What every training command can be told: data, optimisation, evaluation, output."""
+
+    dataset: str = setting("digits", "what to learn; cifar10 where only --data-dir is given", choices=list(DATASETS))
+    data_dir: str | None = setting(None, "folder to search for the data (default: $HANDGRAD_DATA_DIR or a per-user cache)")
+    validation_size: float = setting(0.1, "training images held out: a number, or a share below 1", least=0)
+    preprocess: str = setting("standardize", "per-channel standardisation, or raw pixels minus the mean image", choices=PREPROCESSING)
+    augment: tuple[str, ...] = setting((), "random changes of the training images", choices=list(AUGMENTATIONS))
+
+    batch_size: int = setting(128, "images a step", least=1)
+    epochs: int | None = setting(10, "passes over the training images", least=1)
+    max_steps: int | None = setting(None, "steps to train for, instead of --epochs", least=1)
+    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
+    lr: float = setting(0.1, "learning rate (also --learning_rate)", above=0)
+    momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov's variant of momentum")
+    weight_decay: float = setting(0.0, "weight decay: L2 penalty in sgd, decoupled in adamw", least=0)
+    schedule: str = setting("constant", "course of the learning rate", choices=("constant", "step", "cosine"))
+    warmup_steps: int = setting(0, "steps of linear warm-up", least=0)
+    step_size: int | None = setting(None, "steps between drops of the step schedule (default: a third of the run)", least=1)
+    gamma: float = setting(0.1, "factor of each drop of the step schedule", above=0)
+
+    eval_every: int | None = setting(None, "steps between evaluations (also --eval_freq; default: one epoch)", least=1)
+    eval_splits: tuple[str, ...] = setting(("validation",), "splits evaluated on the way", choices=("validation", "test"))
+    target_accuracy: float | None = setting(None, "exit with status 1 when the test accuracy stays below this", least=0)
+
+    seed: int = setting(0, "seed of the validation split, the weights, the batches and the dropout masks", least=0)
+    threads: int | None = setting(None, "threads for matrix products (default: all)", least=1)
+    out: str | None = setting(None, "folder of the run (default: runs/<name>-<time>)")
+    quiet: bool = setting(False, "print the result only")
+
+
+@dataclass(frozen=True)
+class MLPSettings(TrainSettings):
+    """Settings of a multi-layer perceptron."""
+
+    hidden_dims: tuple[int, ...] = setting((128,), "widths of the hidden layers, none for logistic regression (also --dnn_hidden_units 100,100)", least=1)
+    activation: str = setting("relu", "nonlinearity", choices=("relu", "leaky_relu", "elu", "sigmoid", "tanh"))
+    neg_slope: float | None = setting(None, "slope below zero of leaky_relu (default: 0.01); implies that activation")
+    dropout: float = setting(0.0, "probability of dropping a hidden unit", least=0, below=1)
+    batch_norm: bool = setting(False, "normalise each hidden layer over the batch")
+    weight_std: float | None = setting(None, "standard deviation of the initial weights (default: Kaiming's)", above=0)
+    dtype: str = setting("float32", "precision", choices=("float32", "float64"))
+
+
+# Other spellings of the two courses; hyphens and underscores are interchangeable everywhere.
+_ALIASES = {
+    "--dnn-hidden-units": "--hidden-dims",
+    "--learning-rate": "--lr",
+    "--eval-freq": "--eval-every",
+    "--use-batch-norm": "--batch-norm",
+}
+# What may still be said when a run is resumed; everything else is the run's own.
+_RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
+
+
+@dataclass(frozen=True)
+class Command(typing.Generic[SettingsT]):
+    """A parsed command line.
+
+    Attributes:
+        settings: preset, defaults and options put together, and checked.
+        resume: folder of the run to continue, or None. ``settings`` are then only defaults:
+            the run's own count, changed by ``overrides``.
+        overrides: the settings that were given explicitly.
+        text: the command as typed.
+        prog: the program's name.
+    """
+
+    settings: SettingsT
+    resume: Path | None
+    overrides: dict[str, Any]
+    text: str
+    prog: str
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            known = [option for option in self._option_string_actions if option.startswith("--")]
+            message = f"unknown option {match[1]}{_nearest(match[1], known)}; --help lists them all"
+        raise UserError(message.removeprefix("argument "))
+
+
+def parse_command_line(
+    kind: type[SettingsT],
+    presets: Mapping[str, Mapping[str, Any]],
+    description: str,
+    prog: str,
+    argv: Sequence[str] | None = None,
+) -> Command[SettingsT]:
+    """Turn a command line into settings.
+
+    Defaults are overridden by the preset, and the preset by explicit options.
+
+    Args:
+        kind: the dataclass of settings.
+        presets: named sets of values.
+        description: for ``--help``.
+        prog: the program's name.
+        argv: arguments; ``sys.argv[1:]`` by default.
+
+    Raises:
+        UserError: an option or a value is not acceptable.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    parser = _make_parser(kind, presets, description, prog)
+    explicit = vars(parser.parse_args([_canonical(token) for token in argv]))
+    resume = explicit.pop("resume", None)
+    preset = explicit.pop("preset", None)
+    if preset is not None and preset not in presets:
+        raise UserError(f"--preset {preset!r} is unknown{_nearest(preset, list(presets))}")
+    if {"epochs", "max_steps"} <= explicit.keys():
+        raise UserError("--epochs and --max-steps exclude each other; give one of them")
+    values: dict[str, Any] = {**presets.get(preset or "", {}), **explicit}
+    if "dataset" not in values and "data_dir" in values:
+        values["dataset"] = "cifar10"
+    if "max_steps" in explicit or ("max_steps" in values and "epochs" not in explicit):
+        values["epochs"] = None
+    elif "epochs" in explicit:
+        values["max_steps"] = None
+    check_settings(values, fields)
+    if resume is not None:
+        given = explicit.keys() | ({"preset"} if preset is not None else set())
+        if fixed := sorted(given - _RESUMABLE):
+            raise UserError(
+                f"--{fixed[0].replace('_', '-')} cannot be changed when a run is resumed; start a "
+                f"new run, or leave it out"
+            )
+    return Command(
+        settings=kind(**values),
+        resume=None if resume is None else Path(resume),
+        overrides=explicit,
+        text=" ".join([prog, *argv]),
+        prog=prog,
+    )
+
+
+def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
+    """Return ``settings`` of a run to be resumed, with the options given this time."""
+    changes = dict(overrides)
+    if "max_steps" in changes:
+        changes["epochs"] = None
+    elif "epochs" in changes:
+        changes["max_steps"] = None
+    return dataclasses.replace(settings, **changes)
+
+
+def settings_from_dict(kind: type[SettingsT], values: Any, where: str) -> SettingsT:
+    """Return settings read back from a ``config.json``.
+
+    Raises:
+        UserError: a name or a value is not one this version knows.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if not isinstance(values, dict):
+        raise UserError(f"{where} holds no settings")
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise UserError(f"{where} has a setting {unknown[0]!r} that this version does not know")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        element, is_tuple, optional = _unpack_type(hints[name])
+        items = value if is_tuple and isinstance(value, tuple) else (value,)
+        accepted = (int, float) if element is float else element
+        if value is None and optional:
+            continue
+        if not all(isinstance(item, accepted) for item in items):
+            raise UserError(f"{where}: {name} is {value!r}, expected {element.__name__}")
+    check_settings(values, fields)
+    return kind(**values)
+
+
+def check_settings(
+    values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]
+) -> None:
+    """Check values against their declarations.
+
+    Raises:
+        UserError: one is out of range or not among the choices.
+    """
+    for name, value in values.items():
+        if value is None:
+            continue
+        option, declared = f"--{name.replace('_', '-')}", fields[name].metadata
+        for item in value if isinstance(value, tuple) else (value,):
+            if declared["choices"] and item not in declared["choices"]:
+                raise UserError(f"{option} {item!r} is unknown{_nearest(str(item), declared['choices'])}")
+            if isinstance(item, str | bool):
+                continue
+            above, least, below = declared["above"], declared["least"], declared["below"]
+            bounds = [f"above {above:g}"] if above is not None else []
+            bounds += [f"at least {least:g}"] if least is not None else []
+            bounds += [f"below {below:g}"] if below is not None else []
+            if (
+                not math.isfinite(item)
+                or (above is not None and not item > above)
+                or (least is not None and not item >= least)
+                or (below is not None and not item < below)
+            ):
+                expected = " and ".join(bounds) or "a finite number"
+                raise UserError(f"{option} {item:g} is out of range; expected {expected}")
+    size = values.get("validation_size")
+    if size is not None and size >= 1 and size != int(size):
+        raise UserError(f"--validation-size {size:g} must be a whole number, or a share below 1")
+    if values.get("nesterov") and not values.get("momentum"):
+        raise UserError("--nesterov needs a --momentum above 0")
+
+
+def _make_parser(
+    kind: type[TrainSettings],
+    presets: Mapping[str, Mapping[str, Any]],
+    description: str,
+    prog: str,
+) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        epilog="Underscores work as well as hyphens: --batch_size is --batch-size.",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help=f"start from the settings of: {', '.join(presets)}"
+    )
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        option = f"--{field.name.replace('_', '-')}"
+        element, is_tuple, _ = _unpack_type(hints[field.name])
+        choices = field.metadata["choices"]
+        help_text = field.metadata["help"]
+        if choices:
+            help_text += f": {', '.join(choices)}"
+        default = field.default
+        if isinstance(default, tuple):
+            default = " ".join(map(str, default)) or "none"
+        if default is not None and "default:" not in help_text:
+            help_text += f" (default: {default})"
+        help_text = help_text.replace("%", "%%")
+        if element is bool:
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=help_text)
+        elif is_tuple:
+            parser.add_argument(
+                option, nargs="*", action=_ListAction, type=str, metavar=_metavar(element), help=help_text,
+                const=element,
+            )  # fmt: skip
+        else:
+            parser.add_argument(option, type=_converter(element), metavar=_metavar(element), help=help_text)
+    return parser
+
+
+class _ListAction(argparse.Action):
+    """Accept ``256 128`` and ``256,128`` alike; ``const`` is the elements' type."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        items = [item for token in values for item in token.split(",") if item.strip()]
+        try:
+            setattr(namespace, self.dest, tuple(self.const(item) for item in items))
+        except ValueError:
+            parser.error(f"{option_string}: {','.join(values)!r} is not a list of whole numbers")
+
+
+def _converter(element: type) -> Any:
+    def convert(text: str) -> Any:
+        try:
+            return element(text)
+        except ValueError:
+            kind = "a whole number" if element is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}") from None
+
+    return convert
+
+
+def _metavar(element: type) -> str:
+    return {int: "N", float: "X", str: "NAME"}[element]
+
+
+def _unpack_type(hint: Any) -> tuple[Any, bool, bool]:
+    """Return the element type of ``hint``, whether it is a tuple, and whether None is allowed."""
+    optional = isinstance(hint, types.UnionType)
+    if optional:
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return typing.get_args(hint)[0], True, optional
+    return hint, False, optional
+
+
+def _canonical(token: str) -> str:
+    """Return an option with hyphens, under its own name; other tokens unchanged."""
+    if not token.startswith("--"):
+        return token
+    name, equals, value = token.partition("=")
+    name = name.replace("_", "-")
+    return _ALIASES.get(name, name) + equals + value
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """Return the end of an error about an unknown name: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; expected one of: {', '.join(known)}"

@@ -1,0 +1,119 @@
+"""Read a pickle that may hold arrays, numbers, strings and containers of them, and nothing else.
+
+A pickle is a program, and an ordinary unpickler runs whatever it names. This one resolves only the
+names by which NumPy pickles an array, and to functions of its own: they build an array from bytes
+that are in the file, so that a header cannot ask for more memory than the file is long.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import pickle
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.errors import DataError
+
+
+class _PickledDtype:
+    """Stands for ``numpy.dtype`` while a pickle is read."""
+
+    def __init__(self, name: Any, *_: Any) -> None:
+        name = _text(name)
+        self.dtype = np.dtype(name) if isinstance(name, str) else None
+        if self.dtype is None or self.dtype.kind not in "biuf":
+            raise DataError(f"an array of type {name!r}, expected numbers")
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and _text(state[1]) in (">", "<"):
+            assert self.dtype is not None
+            self.dtype = self.dtype.newbyteorder(_text(state[1]))
+
+
+class _PickledArray:
+    """Stands for ``numpy.ndarray`` while a pickle is read."""
+
+    array: NDArray[Any] | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
+            raise DataError("an array whose content is not plain bytes")
+        assert dtype.dtype is not None
+        if not all(type(size) is int and size >= 0 for size in shape) or (
+            math.prod(shape) * dtype.dtype.itemsize != len(data)
+        ):
+            raise DataError(f"an array of shape {shape} in {len(data)} bytes")
+        flat = np.frombuffer(data, dtype=dtype.dtype)
+        self.array = flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _reconstruct(*_: Any) -> _PickledArray:
+    return _PickledArray()
+
+
+def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise DataError("bytes in an unexpected encoding")
+    return codecs.encode(text, "latin-1")
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("_codecs", "encode"): _encode,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise DataError(f"it asks for {module}.{name}, which data has no use for") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DataError("it refers to an object outside the file")
+
+
+def load(file: IO[bytes], where: str) -> Any:
+    """Return the object pickled in ``file``.
+
+    Args:
+        file: a pickle, of Python 2 or 3, at most as long as its reader is willing to hold.
+        where: how an error calls it.
+
+    Raises:
+        DataError: the pickle is truncated, damaged, or holds anything but data.
+    """
+    try:
+        # As bytes, Python 2's strings need no decoding: an image file would be copied twice over.
+        return _plain(_Unpickler(file, encoding="bytes").load())
+    except DataError as error:
+        raise DataError(f"{where} is refused: {error}; fetch the data again") from None
+    except Exception as error:  # a damaged pickle can raise anything at all
+        raise DataError(
+            f"{where} is truncated or not a pickle ({type(error).__name__}: {error}); "
+            f"delete it and fetch it again"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """Replace the stand-ins for arrays by arrays, in the containers that data use."""
+    if isinstance(value, _PickledArray):
+        if value.array is None:
+            raise DataError("an array without content")
+        return value.array
+    if isinstance(value, dict):
+        return {_text(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def _text(value: Any) -> Any:
+    """Return Python 2's strings, which are bytes here, as strings; other values unchanged."""
+    return value.decode("latin-1") if isinstance(value, bytes) else value

@@ -1,0 +1,15 @@
+"""Errors that end a command with one line instead of a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message names the value, what was expected, what to do."""
+
+
+class DataError(UserError):
+    """A data file is missing, truncated, damaged or not what it should be."""
+
+
+class DivergedError(UserError):
+    """The loss or a weight became NaN or infinite."""

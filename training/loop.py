@@ -1,0 +1,259 @@
+"""The training loop, one for every backend: it talks to a learner and to nothing else."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from training.checkpoint import Checkpoint
+from training.data.loader import BatchLoader
+from training.errors import DataError, DivergedError
+from training.learner import Learner
+from training.metrics import MetricsFile, Row
+
+_REPORT_SECONDS = 0.25  # how often the progress bar asks the learner's scalars for their values
+
+
+@dataclass
+class Progress:
+    """The loop's counters; all of them are in a checkpoint.
+
+    Attributes:
+        step: updates made.
+        seconds: training time so far, evaluation included.
+        eval_seconds: the part of it spent in evaluations and checkpoints.
+        loss_sum: Σ loss · count of the steps since the last report.
+        correct_sum: correct predictions of the steps since the last report.
+        count: images of the steps since the last report.
+        rows: rows of ``metrics.csv``.
+        best_accuracy: best validation accuracy so far, or None.
+        best_loss: validation loss there.
+        best_step: step of it.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    eval_seconds: float = 0.0
+    loss_sum: Any = 0.0
+    correct_sum: Any = 0
+    count: int = 0
+    rows: int = 0
+    best_accuracy: float | None = None
+    best_loss: float = math.inf
+    best_step: int = 0
+
+
+@dataclass
+class Loop:
+    """Train a learner for a number of steps, evaluating and saving on the way.
+
+    Args:
+        learner: the backend.
+        train_loader: batches to learn from.
+        eval_loaders: batches of each split to evaluate on the way, by name. With one called
+            ``validation`` the best weights on it are kept.
+        schedule: learning rate of each step, counted from 0.
+        total_steps: when to stop.
+        eval_every: steps between evaluations; there is also one before the first step and one
+            after the last.
+        metrics: where rows go.
+        checkpoint_path: where checkpoints go, at every evaluation and on a signal.
+        quiet: print nothing.
+    """
+
+    learner: Learner
+    train_loader: BatchLoader
+    eval_loaders: Mapping[str, BatchLoader]
+    schedule: Callable[[int], float]
+    total_steps: int
+    eval_every: int
+    metrics: MetricsFile
+    checkpoint_path: Path
+    quiet: bool = False
+    progress: Progress = field(default_factory=Progress)
+    best_weights: dict[str, NDArray[Any]] = field(default_factory=dict)
+    stop_signal: int | None = None
+    _clock: float = field(default=0.0, init=False)  # when this run would have begun, had it not stopped
+    _reported: float = field(default=0.0, init=False)
+    _saved_step: int = field(default=0, init=False)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take up the state in ``checkpoint``.
+
+        Raises:
+            DataError: it belongs to another model, optimizer or version.
+        """
+        try:
+            self.learner.load_weights(checkpoint.weights)
+            self.learner.load_state(checkpoint.learner, checkpoint.learner_text)
+            self.progress = Progress(**checkpoint.progress)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{self.checkpoint_path} does not fit this run: {error}") from None
+        self.best_weights = dict(checkpoint.best)
+        self._saved_step = self.progress.step
+
+    def run(self) -> bool:
+        """Train to the last step; return False when a signal stopped it before.
+
+        Raises:
+            DivergedError: the loss or a weight is not finite any more. The last checkpoint is
+                from before.
+        """
+        p, loader = self.progress, self.train_loader
+        self._clock = time.perf_counter() - p.seconds
+        with self._signals_caught(), self._bar() as bar:
+            if p.step == 0 and p.rows == 0:
+                self._evaluate(bar)
+            while p.step < self.total_steps and self.stop_signal is None:
+                epoch, first = divmod(p.step, len(loader))
+                for images, labels in loader.batches(epoch, first):
+                    self._step(images, labels, bar)
+                    if p.step % self.eval_every == 0 or p.step == self.total_steps:
+                        self._evaluate(bar)
+                    if p.step == self.total_steps or self.stop_signal is not None:
+                        break
+            p.seconds = time.perf_counter() - self._clock
+            if self.stop_signal is not None:
+                self._save()
+        return p.step == self.total_steps
+
+    def _step(self, images: Any, labels: Any, bar: tqdm[Any]) -> None:
+        p = self.progress
+        loss, correct = self.learner.train_step(images, labels, self.schedule(p.step))
+        # A loss that is on the host already is checked at once; a device's when it is reported.
+        if isinstance(loss, float) and not math.isfinite(loss):
+            self._diverged("loss", loss)
+        p.loss_sum = p.loss_sum + loss * len(labels)
+        p.correct_sum = p.correct_sum + correct
+        p.count += len(labels)
+        p.step += 1
+        if bar.disable:
+            return
+        bar.update(len(labels))
+        now = time.perf_counter()
+        if now - self._reported > _REPORT_SECONDS:
+            self._reported = now
+            bar.set_postfix_str(
+                f"step {p.step}/{self.total_steps}, loss {float(p.loss_sum) / p.count:.4f}, "
+                f"accuracy {float(p.correct_sum) / p.count:.4f}",
+                refresh=False,
+            )
+
+    def _evaluate(self, bar: tqdm[Any]) -> None:
+        """Report the training since the last time, evaluate each split, save."""
+        p = self.progress
+        start = time.perf_counter()
+        report: list[tuple[str, float, float]] = []
+        if p.count:
+            report.append(("train", float(p.loss_sum) / p.count, float(p.correct_sum) / p.count))
+            p.loss_sum, p.correct_sum, p.count = 0.0, 0, 0
+        for name, loader in self.eval_loaders.items():
+            loss, predicted = evaluate(self.learner, loader)
+            accuracy = float((predicted == loader.split.labels).mean())
+            report.append((name, loss, accuracy))
+            better = p.best_accuracy is None or (accuracy, -loss) > (p.best_accuracy, -p.best_loss)
+            if name == "validation" and better:
+                p.best_accuracy, p.best_loss, p.best_step = accuracy, loss, p.step
+                self.best_weights = {k: np.array(v) for k, v in self.learner.weights().items()}
+        for name, loss, _ in report:
+            if not math.isfinite(loss):
+                self._diverged(f"{name} loss", loss)
+        self._check_weights()
+        p.seconds = time.perf_counter() - self._clock
+        epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
+        for name, loss, accuracy in report:
+            self.metrics.append(Row(p.step, epoch, name, loss, accuracy, lr, p.seconds))
+        if not self.quiet:
+            width = len(str(self.total_steps))
+            parts = "   ".join(f"{name} loss {loss:.4f} accuracy {acc:.4f}" for name, loss, acc in report)
+            with bar.external_write_mode(file=sys.stdout):
+                print(f"step {p.step:>{width}}/{self.total_steps}  epoch {epoch:5.2f}   {parts}")
+        p.eval_seconds += time.perf_counter() - start
+        self._save()
+
+    def _save(self) -> None:
+        p = self.progress
+        self._check_weights()
+        p.rows = len(self.metrics.rows)
+        arrays, text = self.learner.state()
+        p.loss_sum, p.correct_sum = float(p.loss_sum), float(p.correct_sum)
+        Checkpoint(
+            weights=self.learner.weights(),
+            learner=arrays,
+            learner_text=text,
+            best=self.best_weights,
+            progress=asdict(p),
+        ).save(self.checkpoint_path)
+        self._saved_step = p.step
+
+    def _check_weights(self) -> None:
+        for name, array in self.learner.weights().items():
+            if not np.isfinite(array).all():
+                self._diverged(f"weight {name}", math.nan)
+
+    def _diverged(self, what: str, value: float) -> None:
+        p = self.progress
+        raise DivergedError(
+            f"the {what} became {value} at step {p.step + 1} (learning rate {self.schedule(p.step):g}); "
+            f"lower --lr, or add --warmup-steps. The checkpoint of step {self._saved_step} is kept: "
+            f"{self.checkpoint_path}"
+        )
+
+    def _bar(self) -> tqdm[Any]:
+        p = self.progress
+        n, size = len(self.train_loader.split), self.train_loader.batch_size
+        epochs, rest = divmod(self.total_steps, len(self.train_loader))
+        done_epochs, done_rest = divmod(p.step, len(self.train_loader))
+        return tqdm(
+            total=epochs * n + min(n, rest * size),
+            initial=done_epochs * n + min(n, done_rest * size),
+            unit=" images",
+            unit_scale=True,
+            dynamic_ncols=True,
+            leave=False,
+            disable=self.quiet or not sys.stderr.isatty(),
+        )
+
+    @contextmanager
+    def _signals_caught(self) -> Iterator[None]:
+        """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one is at once."""
+
+        def request_stop(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        try:
+            previous = {number: signal.signal(number, request_stop) for number in numbers}
+        except ValueError:  # not the main thread: signals are somebody else's business
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def evaluate(learner: Learner, loader: BatchLoader) -> tuple[float, NDArray[Any]]:
+    """Return the mean loss over a split and the predicted class of each of its images (N,)."""
+    total: Any = 0.0
+    predicted = []
+    for images, labels in loader.batches(0):
+        loss, classes = learner.eval_step(images, labels)
+        total = total + loss * len(labels)
+        predicted.append(np.asarray(classes))
+    return float(total) / len(loader.split), np.concatenate(predicted)

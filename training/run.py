@@ -1,0 +1,321 @@
+"""One run, from settings to a folder with its curves, its metrics and its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from training.checkpoint import Checkpoint, save_arrays
+from training.config import Command, SettingsT, TrainSettings, override, settings_from_dict
+from training.data import BatchLoader, Dataset, load_dataset
+from training.data.augment import compose
+from training.data.preprocess import Preprocessing, fit_preprocessing
+from training.environment import describe_environment, peak_memory_bytes
+from training.errors import DataError, UserError
+from training.files import write_atomically
+from training.learner import Learner
+from training.loop import Loop, evaluate
+from training.metrics import MetricsFile, Row, confusion_matrix_to_metrics, count_confusions
+
+_EVAL_BATCH = 500  # inputs of this many CIFAR-10 images stay in a processor's cache
+
+
+@dataclass(frozen=True)
+class Backend(Generic[SettingsT]):
+    """What a training command adds to the shared half.
+
+    Attributes:
+        name: first part of the default run folder's name.
+        build: makes the learner for the settings and the dataset.
+        schedule: makes the learning-rate schedule for the settings and the number of steps.
+    """
+
+    name: str
+    build: Callable[[SettingsT, Dataset], Learner]
+    schedule: Callable[[SettingsT, int], Callable[[int], float]]
+
+
+def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
+    """Train as ``command`` says and return the exit status.
+
+    0: done; 1: done, below ``--target-accuracy``; 128 + n: stopped by signal n, and can go on.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    settings = command.settings
+    if command.resume is not None:
+        settings = _settings_of_run(command, backend)
+    with ExitStack() as stack:
+        if settings.threads is not None:
+            stack.enter_context(threadpool_limits(settings.threads))
+        return _run(command, settings, backend)
+
+
+def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[SettingsT]) -> int:
+    folder = command.resume
+    if folder is None and settings.out is not None:
+        _check_out(Path(settings.out))
+    dataset = load_dataset(
+        settings.dataset,
+        None if settings.data_dir is None else Path(settings.data_dir),
+        validation_size=settings.validation_size,
+        seed=settings.seed,
+    )
+    dtype = getattr(settings, "dtype", "float32")
+    preprocessing = fit_preprocessing(settings.preprocess, dataset.train.images, dtype)
+    train_loader = BatchLoader(
+        dataset.train,
+        settings.batch_size,
+        preprocessing,
+        shuffle=True,
+        augmentation=compose(settings.augment),
+        seed=settings.seed,
+    )
+    total_steps = settings.max_steps or (settings.epochs or 1) * len(train_loader)
+    learner = backend.build(settings, dataset)
+    schedule = backend.schedule(settings, total_steps)
+    checkpoint = None if folder is None else Checkpoint.load(folder / "checkpoint.safetensors")
+    if folder is None:
+        folder = _make_folder(settings, backend.name)
+    write_atomically(folder / "config.json", _config(command, settings))
+    if checkpoint is None:
+        metrics = MetricsFile(folder / "metrics.csv")
+    else:
+        metrics = MetricsFile.reopen(folder / "metrics.csv", int(checkpoint.progress["rows"]))
+    loop = Loop(
+        learner=learner,
+        train_loader=train_loader,
+        eval_loaders={
+            name: BatchLoader(dataset.split(name), _EVAL_BATCH, preprocessing)
+            for name in settings.eval_splits
+            if len(dataset.split(name))
+        },
+        schedule=schedule,
+        total_steps=total_steps,
+        eval_every=settings.eval_every or len(train_loader),
+        metrics=metrics,
+        checkpoint_path=folder / "checkpoint.safetensors",
+        quiet=settings.quiet,
+    )
+    if checkpoint is not None:
+        loop.resume(checkpoint)
+        if loop.progress.step > total_steps:
+            raise UserError(
+                f"the run in {folder} is at step {loop.progress.step} already, beyond {total_steps}"
+            )
+    if not settings.quiet:
+        _announce(settings, dataset, learner, loop, folder)
+    if not loop.run():
+        assert loop.stop_signal is not None
+        print(
+            f"stopped after step {loop.progress.step} of {total_steps}; go on with: "
+            f"{command.prog} --resume {folder}",
+            file=sys.stderr,
+        )
+        return 128 + loop.stop_signal
+    summary = _finish(folder, settings, dataset, preprocessing, learner, loop)
+    best = summary["best_validation_accuracy"]
+    print(
+        f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f}"
+        + (f", best validation accuracy {best:.4f}" if best is not None else "")
+        + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
+        + f"\nrun folder: {folder}"
+    )
+    target = settings.target_accuracy
+    if target is not None and summary["test_accuracy"] < target:
+        print(
+            f"test accuracy {summary['test_accuracy']:.4f} is below --target-accuracy {target:g}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _finish(
+    folder: Path,
+    settings: SettingsT,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    learner: Learner,
+    loop: Loop,
+) -> dict[str, Any]:
+    """Evaluate the test set with the best weights there are; write summary, weights, pictures."""
+    progress = loop.progress
+    if loop.best_weights:
+        learner.load_weights(loop.best_weights)
+    test = BatchLoader(dataset.test, _EVAL_BATCH, preprocessing)
+    test_loss, predicted = evaluate(learner, test)
+    confusions = count_confusions(predicted, dataset.test.labels, dataset.n_classes)
+    scores = confusion_matrix_to_metrics(confusions)
+    weights = learner.weights()
+    images = _images_seen(progress.step, loop.train_loader)
+    summary = {
+        "dataset": dataset.name,
+        "test_accuracy": scores["accuracy"],
+        "test_loss": test_loss,
+        "best_validation_accuracy": progress.best_accuracy,
+        "weights_of_step": progress.best_step if loop.best_weights else progress.step,
+        "steps": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "images_per_second": round(images / max(1e-9, progress.seconds - progress.eval_seconds), 1),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "parameters": count_parameters(weights),
+        "per_class": {
+            name: {
+                "precision": float(scores["precision"][i]),
+                "recall": float(scores["recall"][i]),
+                "f1": float(scores["f1_beta"][i]),
+                "images": int(confusions[i].sum()),
+            }
+            for i, name in enumerate(dataset.class_names)
+        },
+    }
+    write_atomically(folder / "summary.json", _json(summary))
+    save_arrays(folder / "model.safetensors", weights, _model_metadata(settings, dataset, preprocessing))
+    _draw(folder, dataset, learner, loop.metrics.rows, len(loop.train_loader), confusions, predicted)
+    return summary
+
+
+def _draw(
+    folder: Path,
+    dataset: Dataset,
+    learner: Learner,
+    rows: list[Row],
+    steps_per_epoch: int,
+    confusions: NDArray[np.int64],
+    predicted: NDArray[Any],
+) -> None:
+    # Matplotlib takes as long to import as a small network to train.
+    from training import plots
+
+    for quantity in ("loss", "accuracy"):
+        plots.plot_curve(folder / f"{quantity}.png", rows, quantity, steps_per_epoch)
+    plots.plot_confusion_matrix(folder / "confusion_matrix.png", confusions, dataset.class_names)
+    plots.plot_predictions(
+        folder / "predictions.png",
+        dataset.test.images,
+        dataset.test.labels,
+        predicted,
+        dataset.class_names,
+    )
+    plots.plot_first_layer(folder / "first_layer.png", learner.first_layer(), dataset.image_shape)
+
+
+def count_parameters(weights: Mapping[str, NDArray[Any]]) -> int:
+    """Return the number of trained values; running statistics do not count."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(int(a.size) for name, a in weights.items() if not name.endswith(statistics))
+
+
+def _announce(settings: SettingsT, dataset: Dataset, learner: Learner, loop: Loop, folder: Path) -> None:
+    sizes = ", ".join(
+        f"{len(dataset.split(name)):,} {name}"
+        for name in ("train", "validation", "test")
+        if len(dataset.split(name))
+    )
+    print(f"{dataset.name}: {sizes} images of {'×'.join(map(str, dataset.image_shape))}")
+    print(
+        f"{count_parameters(learner.weights()):,} parameters, {settings.optimizer}, learning rate "
+        f"{settings.lr:g}, {loop.total_steps:,} steps of {settings.batch_size} images"
+    )
+    if loop.progress.step:
+        print(f"going on from step {loop.progress.step} of {folder}")
+
+
+def _images_seen(step: int, loader: BatchLoader) -> int:
+    epochs, rest = divmod(step, len(loader))
+    return epochs * len(loader.split) + min(len(loader.split), rest * loader.batch_size)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir():
+        if any(out.iterdir()):
+            raise UserError(
+                f"--out {out} exists and is not empty; choose another folder, or go on with the "
+                f"run in it: --resume {out}"
+            )
+    elif out.exists():
+        raise UserError(f"--out {out} is a file; a folder is expected")
+
+
+def _make_folder(settings: SettingsT, name: str) -> Path:
+    if settings.out is not None:
+        folder = Path(settings.out)
+    else:
+        stem = f"runs/{name}-{settings.dataset}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = Path(stem)
+        number = 2
+        while folder.exists():
+            folder, number = Path(f"{stem}-{number}"), number + 1
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the run folder {folder} ({error.strerror}); choose another with --out"
+        ) from None
+    return folder
+
+
+def _settings_of_run(command: Command[SettingsT], backend: Backend[SettingsT]) -> SettingsT:
+    """Return the settings of the run to be resumed, with this command's options on top."""
+    assert command.resume is not None
+    path = command.resume / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"--resume {command.resume}: no run there ({path} is missing)") from None
+    except NotADirectoryError:
+        raise DataError(f"--resume {command.resume} is a file; a run folder is expected") from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    saved = config.get("settings") if isinstance(config, dict) else None
+    return override(settings_from_dict(type(command.settings), saved, str(path)), command.overrides)
+
+
+def _config(command: Command[SettingsT], settings: SettingsT) -> bytes:
+    return _json({"command": command.text, "settings": asdict(settings), **describe_environment()})
+
+
+def _model_metadata(
+    settings: SettingsT, dataset: Dataset, preprocessing: Preprocessing
+) -> dict[str, str]:
+    """Return what a user of ``model.safetensors`` needs beside the weights, as JSON texts."""
+    model = {
+        key: value
+        for key, value in asdict(settings).items()
+        if key not in {field.name for field in dataclasses.fields(TrainSettings)}
+    }
+    return {
+        "format": "handgrad-model-1",
+        "model": json.dumps(
+            {**model, "image_shape": dataset.image_shape, "class_names": dataset.class_names}
+        ),
+        "preprocessing": json.dumps(
+            {"mean": preprocessing.mean.tolist(), "scale": preprocessing.scale.tolist()}
+        ),
+    }
+
+
+def _json(value: Any) -> bytes:
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: plain(entry) for key, entry in item.items()}
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    return (json.dumps(plain(value), indent=2) + "\n").encode()
