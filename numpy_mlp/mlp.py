@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -34,7 +35,9 @@ ACTIVATIONS: dict[str, tuple[Callable[[], Module], float]] = {
 
 
 class MLP:
-    """A stack ``[Linear - (BatchNorm) - activation - (Dropout)] * len(n_hidden) - Linear - SoftMax``.
+    """Linear layers with activations between them, and a softmax at the end.
+
+    ``[Linear - (BatchNorm) - activation - (Dropout)] * len(n_hidden) - Linear - SoftMax``
 
     Args:
         n_inputs: number of input features D.
@@ -72,7 +75,9 @@ class MLP:
         if neg_slope is not None:
             activation = "leaky_relu"
         if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}")
+            raise ValueError(
+                f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}"
+            )
         rng = np.random.default_rng() if rng is None else rng
         # One stream for the weights, one for the masks: the initial weights do not depend on
         # whether dropout is on.
@@ -80,7 +85,7 @@ class MLP:
         make_activation, gain = ACTIVATIONS[activation]
         self.layers: list[Module] = []
         sizes = [n_inputs, *n_hidden, n_classes]
-        for i, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             linear = LinearModule(
                 n_in,
                 n_out,
@@ -114,6 +119,7 @@ class MLP:
         return self.layers[-1].forward(self.logits(x))
 
     def __call__(self, x: Array) -> Array:
+        """Return :meth:`forward` of ``x``."""
         return self.forward(x)
 
     def backward(self, dout: Array) -> Array:

@@ -102,7 +102,7 @@ class SGD(Optimizer):
     Source: Sutskever et al., *On the importance of initialization and momentum*, ICML 2013.
     """
 
-    slots = ("momentum_buffer",)
+    slots: tuple[str, ...] = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -119,7 +119,8 @@ class SGD(Optimizer):
             raise ValueError(f"weight_decay must be >= 0, got {weight_decay!r}")
         if nesterov and not momentum:
             raise ValueError("nesterov needs a momentum above 0")
-        self.slots = SGD.slots if momentum else ()
+        if not momentum:
+            self.slots = ()
         super().__init__(params, lr)
         self.momentum, self.weight_decay, self.nesterov = momentum, weight_decay, nesterov
 
@@ -158,7 +159,7 @@ class AdamW(Optimizer):
     Source: Loshchilov and Hutter, *Decoupled Weight Decay Regularization*, ICLR 2019.
     """
 
-    slots = ("exp_avg", "exp_avg_sq")
+    slots: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,

@@ -77,7 +77,9 @@ def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
 def _main(argv: Sequence[str] | None) -> int:
     # Overflow is not news here: the loop itself stops at the first loss that is not finite.
     with np.errstate(over="ignore", invalid="ignore"):
-        command = parse_command_line(MLPSettings, MLP_PRESETS, __doc__ or "", "train-mlp-numpy", argv)
+        command = parse_command_line(
+            MLPSettings, MLP_PRESETS, __doc__ or "", "train-mlp-numpy", argv
+        )
         return run(command, Backend("mlp-numpy", build_learner, build_schedule))
 
 

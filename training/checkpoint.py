@@ -38,7 +38,8 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         raise DataError(f"{path} does not exist")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is truncated or not a safetensors file ({error})") from None
 
@@ -64,7 +65,9 @@ class Checkpoint:
     def save(self, path: Path) -> None:
         """Write to ``path``; the previous checkpoint stays until this one is whole."""
         groups = {"weights": self.weights, "learner": self.learner, "best": self.best}
-        arrays = {f"{group}/{name}": a for group, named in groups.items() for name, a in named.items()}
+        arrays = {
+            f"{group}/{name}": a for group, named in groups.items() for name, a in named.items()
+        }
         save_arrays(
             path,
             arrays,
@@ -84,7 +87,9 @@ class Checkpoint:
         """
         arrays, texts = load_arrays(path)
         if texts.get("format") != _FORMAT:
-            raise DataError(f"{path} is not a checkpoint of this version (format {texts.get('format')!r})")
+            raise DataError(
+                f"{path} is not a checkpoint of this version (format {texts.get('format')!r})"
+            )
         groups: dict[str, dict[str, NDArray[Any]]] = {"weights": {}, "learner": {}, "best": {}}
         for key, array in arrays.items():
             group, _, name = key.partition("/")

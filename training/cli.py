@@ -28,7 +28,9 @@ def guarded(main: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}; what was written before is kept")
     except MemoryError as error:
-        return _complain(f"out of memory ({error}); try a smaller --batch-size or fewer hidden units")
+        return _complain(
+            f"out of memory ({error}); try a smaller --batch-size or fewer hidden units"
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -49,30 +49,58 @@ def setting(
 class TrainSettings:
     """What every training command can be told: data, optimisation, evaluation, output."""
 
-    dataset: str = setting("digits", "what to learn; cifar10 where only --data-dir is given", choices=list(DATASETS))
-    data_dir: str | None = setting(None, "folder to search for the data (default: $HANDGRAD_DATA_DIR or a per-user cache)")
-    validation_size: float = setting(0.1, "training images held out: a number, or a share below 1", least=0)
-    preprocess: str = setting("standardize", "per-channel standardisation, or raw pixels minus the mean image", choices=PREPROCESSING)
-    augment: tuple[str, ...] = setting((), "random changes of the training images", choices=list(AUGMENTATIONS))
+    dataset: str = setting(
+        "digits", "what to learn; cifar10 where only --data-dir is given", choices=list(DATASETS)
+    )
+    data_dir: str | None = setting(
+        None, "folder to search for the data (default: $HANDGRAD_DATA_DIR or a per-user cache)"
+    )
+    validation_size: float = setting(
+        0.1, "training images held out: a number, or a share below 1", least=0
+    )
+    preprocess: str = setting(
+        "standardize",
+        "per-channel standardisation, or raw pixels minus the mean image",
+        choices=PREPROCESSING,
+    )
+    augment: tuple[str, ...] = setting(
+        (), "random changes of the training images", choices=list(AUGMENTATIONS)
+    )
 
-    batch_size: int = setting(128, "images a step", least=1)
-    epochs: int | None = setting(10, "passes over the training images", least=1)
+    batch_size: int = setting(128, "images a step (default: 128; digits: 32)", least=1)
+    epochs: int | None = setting(
+        10, "passes over the training images (default: 10; digits: 30)", least=1
+    )
     max_steps: int | None = setting(None, "steps to train for, instead of --epochs", least=1)
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(0.1, "learning rate (also --learning_rate)", above=0)
     momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
-    weight_decay: float = setting(0.0, "weight decay: L2 penalty in sgd, decoupled in adamw", least=0)
-    schedule: str = setting("constant", "course of the learning rate", choices=("constant", "step", "cosine"))
+    weight_decay: float = setting(
+        0.0, "weight decay: L2 penalty in sgd, decoupled in adamw", least=0
+    )
+    schedule: str = setting(
+        "constant", "course of the learning rate", choices=("constant", "step", "cosine")
+    )
     warmup_steps: int = setting(0, "steps of linear warm-up", least=0)
-    step_size: int | None = setting(None, "steps between drops of the step schedule (default: a third of the run)", least=1)
+    step_size: int | None = setting(
+        None, "steps between drops of the step schedule (default: a third of the run)", least=1
+    )
     gamma: float = setting(0.1, "factor of each drop of the step schedule", above=0)
 
-    eval_every: int | None = setting(None, "steps between evaluations (also --eval_freq; default: one epoch)", least=1)
-    eval_splits: tuple[str, ...] = setting(("validation",), "splits evaluated on the way", choices=("validation", "test"))
-    target_accuracy: float | None = setting(None, "exit with status 1 when the test accuracy stays below this", least=0)
+    eval_every: int | None = setting(
+        None, "steps between evaluations (also --eval_freq; default: one epoch)", least=1
+    )
+    eval_splits: tuple[str, ...] = setting(
+        ("validation",), "splits evaluated on the way", choices=("validation", "test")
+    )
+    target_accuracy: float | None = setting(
+        None, "exit with status 1 when the test accuracy stays below this", least=0
+    )
 
-    seed: int = setting(0, "seed of the validation split, the weights, the batches and the dropout masks", least=0)
+    seed: int = setting(
+        0, "seed of the validation split, the weights, the batches and the dropout masks", least=0
+    )
     threads: int | None = setting(None, "threads for matrix products (default: all)", least=1)
     out: str | None = setting(None, "folder of the run (default: runs/<name>-<time>)")
     quiet: bool = setting(False, "print the result only")
@@ -82,12 +110,23 @@ class TrainSettings:
 class MLPSettings(TrainSettings):
     """Settings of a multi-layer perceptron."""
 
-    hidden_dims: tuple[int, ...] = setting((128,), "widths of the hidden layers, none for logistic regression (also --dnn_hidden_units 100,100)", least=1)
-    activation: str = setting("relu", "nonlinearity", choices=("relu", "leaky_relu", "elu", "sigmoid", "tanh"))
-    neg_slope: float | None = setting(None, "slope below zero of leaky_relu (default: 0.01); implies that activation")
+    hidden_dims: tuple[int, ...] = setting(
+        (128,),
+        "widths of the hidden layers, none for logistic regression "
+        "(also --dnn_hidden_units 100,100)",
+        least=1,
+    )
+    activation: str = setting(
+        "relu", "nonlinearity", choices=("relu", "leaky_relu", "elu", "sigmoid", "tanh")
+    )
+    neg_slope: float | None = setting(
+        None, "slope below zero of leaky_relu (default: 0.01); implies that activation"
+    )
     dropout: float = setting(0.0, "probability of dropping a hidden unit", least=0, below=1)
     batch_norm: bool = setting(False, "normalise each hidden layer over the batch")
-    weight_std: float | None = setting(None, "standard deviation of the initial weights (default: Kaiming's)", above=0)
+    weight_std: float | None = setting(
+        None, "standard deviation of the initial weights (default: Kaiming's)", above=0
+    )
     dtype: str = setting("float32", "precision", choices=("float32", "float64"))
 
 
@@ -98,6 +137,8 @@ _ALIASES = {
     "--eval-freq": "--eval-every",
     "--use-batch-norm": "--batch-norm",
 }
+# Where a dataset needs another default: the digits are too few for ten passes to be enough.
+_DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
 
@@ -164,10 +205,11 @@ def parse_command_line(
     values: dict[str, Any] = {**presets.get(preset or "", {}), **explicit}
     if "dataset" not in values and "data_dir" in values:
         values["dataset"] = "cifar10"
-    if "max_steps" in explicit or ("max_steps" in values and "epochs" not in explicit):
-        values["epochs"] = None
-    elif "epochs" in explicit:
+    values = {**_DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
+    if "epochs" in explicit:
         values["max_steps"] = None
+    elif "max_steps" in values:
+        values["epochs"] = None
     check_settings(values, fields)
     if resume is not None:
         given = explicit.keys() | ({"preset"} if preset is not None else set())
@@ -220,9 +262,7 @@ def settings_from_dict(kind: type[SettingsT], values: Any, where: str) -> Settin
     return kind(**values)
 
 
-def check_settings(
-    values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]
-) -> None:
+def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]) -> None:
     """Check values against their declarations.
 
     Raises:
@@ -234,7 +274,9 @@ def check_settings(
         option, declared = f"--{name.replace('_', '-')}", fields[name].metadata
         for item in value if isinstance(value, tuple) else (value,):
             if declared["choices"] and item not in declared["choices"]:
-                raise UserError(f"{option} {item!r} is unknown{_nearest(str(item), declared['choices'])}")
+                raise UserError(
+                    f"{option} {item!r} is unknown{_nearest(str(item), declared['choices'])}"
+                )
             if isinstance(item, str | bool):
                 continue
             above, least, below = declared["above"], declared["least"], declared["below"]
@@ -291,11 +333,17 @@ def _make_parser(
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=help_text)
         elif is_tuple:
             parser.add_argument(
-                option, nargs="*", action=_ListAction, type=str, metavar=_metavar(element), help=help_text,
+                option,
+                action=_ListAction,
+                nargs="*",
                 const=element,
-            )  # fmt: skip
+                metavar=_metavar(element),
+                help=help_text,
+            )
         else:
-            parser.add_argument(option, type=_converter(element), metavar=_metavar(element), help=help_text)
+            parser.add_argument(
+                option, type=_converter(element), metavar=_metavar(element), help=help_text
+            )
     return parser
 
 

@@ -11,7 +11,7 @@ Array = NDArray[Any]
 
 
 class Scalar(SupportsFloat, Protocol):
-    """A number that may still be on its way from a device: it adds up, and ``float`` waits for it."""
+    """A number that may still be on its way from a device: it adds up; ``float`` waits for it."""
 
     def __add__(self, other: Any, /) -> Any:
         """Return the sum."""

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,9 @@ class Loop:
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, NDArray[Any]] = field(default_factory=dict)
     stop_signal: int | None = None
-    _clock: float = field(default=0.0, init=False)  # when this run would have begun, had it not stopped
+    _clock: float = field(
+        default=0.0, init=False
+    )  # when this run would have begun, had it not stopped
     _reported: float = field(default=0.0, init=False)
     _saved_step: int = field(default=0, init=False)
 
@@ -134,7 +136,7 @@ class Loop:
         loss, correct = self.learner.train_step(images, labels, self.schedule(p.step))
         # A loss that is on the host already is checked at once; a device's when it is reported.
         if isinstance(loss, float) and not math.isfinite(loss):
-            self._diverged("loss", loss)
+            self._diverged("loss", loss, p.step + 1)
         p.loss_sum = p.loss_sum + loss * len(labels)
         p.correct_sum = p.correct_sum + correct
         p.count += len(labels)
@@ -169,7 +171,7 @@ class Loop:
                 self.best_weights = {k: np.array(v) for k, v in self.learner.weights().items()}
         for name, loss, _ in report:
             if not math.isfinite(loss):
-                self._diverged(f"{name} loss", loss)
+                self._diverged(f"{name} loss", loss, p.step)
         self._check_weights()
         p.seconds = time.perf_counter() - self._clock
         epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
@@ -177,7 +179,9 @@ class Loop:
             self.metrics.append(Row(p.step, epoch, name, loss, accuracy, lr, p.seconds))
         if not self.quiet:
             width = len(str(self.total_steps))
-            parts = "   ".join(f"{name} loss {loss:.4f} accuracy {acc:.4f}" for name, loss, acc in report)
+            parts = "   ".join(
+                f"{name} loss {loss:.4f} accuracy {acc:.4f}" for name, loss, acc in report
+            )
             with bar.external_write_mode(file=sys.stdout):
                 print(f"step {p.step:>{width}}/{self.total_steps}  epoch {epoch:5.2f}   {parts}")
         p.eval_seconds += time.perf_counter() - start
@@ -201,12 +205,11 @@ class Loop:
     def _check_weights(self) -> None:
         for name, array in self.learner.weights().items():
             if not np.isfinite(array).all():
-                self._diverged(f"weight {name}", math.nan)
+                self._diverged(f"weight {name}", math.nan, self.progress.step)
 
-    def _diverged(self, what: str, value: float) -> None:
-        p = self.progress
+    def _diverged(self, what: str, value: float, step: int) -> NoReturn:
         raise DivergedError(
-            f"the {what} became {value} at step {p.step + 1} (learning rate {self.schedule(p.step):g}); "
+            f"the {what} became {value} at step {step} (learning rate {self.schedule(step):g}); "
             f"lower --lr, or add --warmup-steps. The checkpoint of step {self._saved_step} is kept: "
             f"{self.checkpoint_path}"
         )
@@ -228,7 +231,7 @@ class Loop:
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one is at once."""
+        """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one stops now."""
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if self.stop_signal is not None:

@@ -68,7 +68,9 @@ class MetricsFile:
         """
         rows = read_metrics(path, n_rows)
         if len(rows) < n_rows:
-            raise DataError(f"{path} has {len(rows)} rows, its checkpoint was written after {n_rows}")
+            raise DataError(
+                f"{path} has {len(rows)} rows, its checkpoint was written after {n_rows}"
+            )
         return cls(path, rows)
 
 
@@ -155,4 +157,5 @@ def confusion_matrix_to_metrics(
 
 def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> NDArray[np.float64]:
     zero = np.zeros(len(numerator), dtype=np.float64)
-    return np.divide(numerator, denominator, out=zero, where=denominator != 0)
+    ratio: NDArray[np.float64] = np.divide(numerator, denominator, out=zero, where=denominator != 0)
+    return ratio

@@ -29,20 +29,28 @@ def plot_curve(path: Path, rows: Sequence[Row], quantity: str, steps_per_epoch: 
             steps, values = zip(*points, strict=True)
             mark = "o" if len(points) <= 40 else None
             label = f"{split} (mean since the last point)" if split == "train" else split
-            axes.plot(steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label)
+            axes.plot(
+                steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label
+            )
     axes.set_xlabel("step")
     axes.set_ylabel("cross-entropy loss (nats)" if quantity == "loss" else quantity)
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend()
     above = axes.secondary_xaxis(
-        "top", functions=(lambda s: s / steps_per_epoch, lambda e: e * steps_per_epoch)
+        "top",
+        functions=(
+            lambda step: np.asarray(step) / steps_per_epoch,
+            lambda epoch: np.asarray(epoch) * steps_per_epoch,
+        ),
     )
     above.set_xlabel("epoch")
     _save(figure, path)
 
 
-def plot_confusion_matrix(path: Path, counts: NDArray[np.int64], class_names: Sequence[str]) -> None:
+def plot_confusion_matrix(
+    path: Path, counts: NDArray[np.int64], class_names: Sequence[str]
+) -> None:
     """Draw the confusion matrix, shaded by the share of each true class."""
     n = len(class_names)
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
@@ -53,9 +61,14 @@ def plot_confusion_matrix(path: Path, counts: NDArray[np.int64], class_names: Se
     for (true, predicted), count in np.ndenumerate(counts):
         if count:
             colour = "white" if share[true, predicted] > 0.5 else "black"
-            axes.text(predicted, true, str(count), ha="center", va="center", fontsize=8, color=colour)
-    tilt = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(n), class_names, **(tilt if max(map(len, class_names)) > 2 else {}))
+            axes.text(
+                predicted, true, str(count), ha="center", va="center", fontsize=8, color=colour
+            )
+    axes.set_xticks(range(n), class_names)
+    if max(map(len, class_names)) > 2:
+        axes.tick_params("x", rotation=45)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(n), class_names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
@@ -121,7 +134,9 @@ def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, i
     axes = figure.add_subplot()
     axes.imshow(_displayable(sheet), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.axis("off")
-    shown = f"the first {len(filters)} of {len(weight)}" if len(weight) > 256 else f"all {len(weight)}"
+    shown = (
+        f"the first {len(filters)} of {len(weight)}" if len(weight) > 256 else f"all {len(weight)}"
+    )
     axes.set_title(f"weights of the first layer, {shown} units (grey is zero)", fontsize=11)
     _save(figure, path)
 

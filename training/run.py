@@ -184,8 +184,12 @@ def _finish(
         },
     }
     write_atomically(folder / "summary.json", _json(summary))
-    save_arrays(folder / "model.safetensors", weights, _model_metadata(settings, dataset, preprocessing))
-    _draw(folder, dataset, learner, loop.metrics.rows, len(loop.train_loader), confusions, predicted)
+    save_arrays(
+        folder / "model.safetensors", weights, _model_metadata(settings, dataset, preprocessing)
+    )
+    _draw(
+        folder, dataset, learner, loop.metrics.rows, len(loop.train_loader), confusions, predicted
+    )
     return summary
 
 
@@ -220,7 +224,9 @@ def count_parameters(weights: Mapping[str, NDArray[Any]]) -> int:
     return sum(int(a.size) for name, a in weights.items() if not name.endswith(statistics))
 
 
-def _announce(settings: SettingsT, dataset: Dataset, learner: Learner, loop: Loop, folder: Path) -> None:
+def _announce(
+    settings: SettingsT, dataset: Dataset, learner: Learner, loop: Loop, folder: Path
+) -> None:
     sizes = ", ".join(
         f"{len(dataset.split(name)):,} {name}"
         for name in ("train", "validation", "test")

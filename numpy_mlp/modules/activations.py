@@ -94,7 +94,7 @@ class ELUModule(Module):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x.
 
-        For x > 0, f'(x) = 1. For x ≤ 0, f'(x) = alpha · exp(x), and since y = alpha · exp(x) - alpha:
+        For x > 0, f'(x) = 1. For x ≤ 0, f'(x) = alpha · exp(x), and as y = alpha · exp(x) - alpha:
 
             f'(x) = y + alpha                                  ⇒   dx = dout * (y + alpha)
         """

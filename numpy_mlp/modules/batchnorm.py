@@ -23,7 +23,7 @@ class BatchNormModule(Module):
         momentum: weight of a new batch in the running statistics.
         dtype: ``float32`` or ``float64``.
 
-    Shapes: ``x``, ``y``, ``dout``, ``dx`` (N, D); ``weight``, ``bias`` and the running statistics (D,).
+    Shapes: ``x``, ``y``, ``dout``, ``dx`` (N, D); ``weight``, ``bias``, running statistics (D,).
 
     Raises:
         ValueError: a training batch of one row, whose variance says nothing.
@@ -116,6 +116,4 @@ class BatchNormModule(Module):
         return dx
 
     def __repr__(self) -> str:
-        return (
-            f"BatchNormModule({self.num_features}, eps={self.eps}, momentum={self.momentum})"
-        )
+        return f"BatchNormModule({self.num_features}, eps={self.eps}, momentum={self.momentum})"

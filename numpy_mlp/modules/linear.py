@@ -11,7 +11,9 @@ from numpy_mlp.modules.module import Array, Module
 
 
 class LinearModule(Module):
-    r"""Affine map of each row of a batch: ``y = x Wᵀ + b``, or ``y[n,o] = Σ_i x[n,i] W[o,i] + b[o]``.
+    r"""Affine map of each row of a batch: ``y = x Wᵀ + b``.
+
+    Entry by entry, ``y[n,o] = Σ_i x[n,i] W[o,i] + b[o]``.
 
     Args:
         in_features: size of each input row.
@@ -109,7 +111,7 @@ class LinearModule(Module):
         """
         (x,) = self._recall()
         self._check_dout(dout, (x.shape[0], self.out_features))
-        # Into the arrays that are there: a new weight-sized array each step costs more than its sum.
+        # Into the arrays that are there: a new weight-sized array a step would cost time.
         np.matmul(dout.T, x, out=self.grads["weight"])  # (out, N) @ (N, in) -> (out, in)
         np.sum(dout, axis=0, out=self.grads["bias"])  # (out,)
 

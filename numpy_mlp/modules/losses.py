@@ -22,10 +22,11 @@ def class_indices(y: Array, n: int, n_classes: int) -> Array:
         one_hot = (y == 1).sum(axis=1) == 1
         if not (one_hot & ((y != 0).sum(axis=1) == 1)).all():
             raise ValueError("a row of y is not one-hot: expected a single 1 and zeros elsewhere")
-        return y.argmax(axis=1)
+        indices: Array = y.argmax(axis=1)
+        return indices
     if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(
-            f"y must be integer labels of shape ({n},) or one-hot rows of shape ({n}, {n_classes}), "
+            f"y must be integer labels of shape ({n},) or one-hot rows ({n}, {n_classes}), "
             f"got {y.dtype} of shape {y.shape}"
         )
     if n and not (y.min() >= 0 and y.max() < n_classes):
@@ -66,7 +67,8 @@ class CrossEntropyModule:
         assert x.ndim == 2, f"CrossEntropyModule: x has shape {x.shape}, expected (N, C)"
         n, n_classes = x.shape
         p: Array = x[np.arange(n), class_indices(y, n, n_classes)]
-        return np.maximum(p, np.finfo(x.dtype).tiny)
+        clipped: Array = np.maximum(p, np.finfo(x.dtype).tiny)
+        return clipped
 
 
 class SoftMaxCrossEntropyModule:

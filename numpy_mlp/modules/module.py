@@ -43,6 +43,7 @@ class Module:
         raise NotImplementedError
 
     def __call__(self, x: Array) -> Array:
+        """Return :meth:`forward` of ``x``."""
         return self.forward(x)
 
     def train(self, mode: bool = True) -> None:

@@ -35,7 +35,14 @@ _MIRRORS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
 _HASH = "md5:c58f30108f718f92721af3b95e74349a"
-_BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+_BATCHES = (
+    "data_batch_1",
+    "data_batch_2",
+    "data_batch_3",
+    "data_batch_4",
+    "data_batch_5",
+    "test_batch",
+)
 _PIXELS = 3 * 32 * 32
 _FILE_LIMIT = 64 * 2**20  # bytes; an official batch holds 31 million
 
@@ -65,7 +72,9 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
         if not path.is_file():
             raise DataError(f"{path} is missing; the folder should hold {', '.join(_BATCHES)}")
         if path.stat().st_size > _FILE_LIMIT:
-            raise DataError(f"{path} is {path.stat().st_size:,} bytes: too large for a CIFAR-10 batch")
+            raise DataError(
+                f"{path} is {path.stat().st_size:,} bytes: too large for a CIFAR-10 batch"
+            )
         with path.open("rb") as file:
             yield str(path), file
 
@@ -88,7 +97,8 @@ def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 yield f"{path}/{name}", io.BytesIO(file.read())
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path} is truncated or not a gzipped tar archive ({error}); delete it and fetch it again"
+            f"{path} is truncated or not a gzipped tar archive ({error}); "
+            f"delete it and fetch it again"
         ) from None
     if missing := [name for name in _BATCHES if name not in found]:
         raise DataError(f"{path} does not contain {missing[0]}; delete it and fetch it again")
@@ -108,7 +118,9 @@ def _assemble(batches: Iterator[tuple[str, IO[bytes]]]) -> tuple[NDArray[Any], .
             train_images = np.empty((5 * size, _PIXELS), dtype=np.uint8)
             train_labels = np.empty(5 * size, dtype=np.int64)
         if 5 * size != len(train_labels):
-            raise DataError(f"{where} holds {size} images, the other batches {len(train_labels) // 5}")
+            raise DataError(
+                f"{where} holds {size} images, the other batches {len(train_labels) // 5}"
+            )
         place = slice(_BATCHES.index(name) * size, (_BATCHES.index(name) + 1) * size)
         train_images[place], train_labels[place] = images, labels
     assert train_images is not None and train_labels is not None and test is not None
@@ -129,9 +141,16 @@ def _parse_batch(file: IO[bytes], where: str) -> tuple[NDArray[Any], NDArray[Any
     """Return images (N, 3072) and labels (N,) of one pickled batch."""
     batch = load_pickle(file, where)
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
-        raise DataError(f"{where} is not a CIFAR-10 batch: expected a dictionary with data and labels")
+        raise DataError(
+            f"{where} is not a CIFAR-10 batch: expected a dictionary with data and labels"
+        )
     data, labels = batch["data"], batch["labels"]
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _PIXELS:
+    if (
+        not isinstance(data, np.ndarray)
+        or data.dtype != np.uint8
+        or data.ndim != 2
+        or data.shape[1] != _PIXELS
+    ):
         raise DataError(f"{where}: data is not a uint8 array of shape (N, {_PIXELS})")
     if (
         not isinstance(labels, list)

@@ -68,8 +68,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Source:
-    # load(data_dir, download, echo) -> train images, train labels, test images, test labels
-    load: Callable[..., tuple[Any, Any, Any, Any]]
+    # load(data_dir, download) -> train images, train labels, test images, test labels
+    load: Callable[[Path | None, bool], tuple[NDArray[Any], ...]]
     class_names: tuple[str, ...]
 
 

@@ -112,7 +112,7 @@ def _resume_download(url: str, output_file: Any, _pooch: Any) -> None:
     headers = {"Range": f"bytes={start}-"} if start else {}
     with requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
         if response.status_code == 416:  # the part is already as long as the file
-            os.replace(part, output)
+            part.replace(output)
             return
         response.raise_for_status()
         resumed = response.status_code == 206
@@ -132,4 +132,4 @@ def _resume_download(url: str, output_file: Any, _pooch: Any) -> None:
                 bar.update(file.write(chunk))
     if total and part.stat().st_size < total:
         raise requests.ConnectionError(f"{url} ended early")
-    os.replace(part, output)
+    part.replace(output)

@@ -35,11 +35,17 @@ def parse_idx(data: bytes, name: str) -> NDArray[Any]:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
                 data = file.read(_LIMIT + 1)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{name} is truncated or damaged ({error}); delete it and fetch it again") from None
+            raise DataError(
+                f"{name} is truncated or damaged ({error}); delete it and fetch it again"
+            ) from None
         if len(data) > _LIMIT:
-            raise DataError(f"{name} unpacks to more than {_LIMIT >> 20} MiB; that is not an MNIST file")
+            raise DataError(
+                f"{name} unpacks to more than {_LIMIT >> 20} MiB; that is not an MNIST file"
+            )
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise DataError(f"{name} is not an IDX file of bytes (it begins with {data[:4].hex(' ')!r})")
+        raise DataError(
+            f"{name} is not an IDX file of bytes (it begins with {data[:4].hex(' ')!r})"
+        )
     n_dims = data[3]
     header = 4 + 4 * n_dims
     if not 1 <= n_dims <= 4 or len(data) < header:

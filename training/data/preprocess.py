@@ -19,7 +19,9 @@ class Preprocessing:
         dtype: of the result.
     """
 
-    def __init__(self, mean: NDArray[np.float64], scale: NDArray[np.float64], dtype: DTypeLike) -> None:
+    def __init__(
+        self, mean: NDArray[np.float64], scale: NDArray[np.float64], dtype: DTypeLike
+    ) -> None:
         self.mean, self.scale = mean, scale
         self.dtype = np.dtype(dtype)
         self._scale = scale.astype(dtype)
@@ -27,7 +29,7 @@ class Preprocessing:
 
     def __call__(self, images: Images) -> NDArray[np.floating]:
         """Return the images (N, C, H, W) as floating-point numbers, in a new array."""
-        x = np.multiply(images, self._scale, dtype=self.dtype)
+        x: NDArray[np.floating] = np.multiply(images, self._scale, dtype=self.dtype)
         x += self._shift
         return x
 

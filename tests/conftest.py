@@ -1,0 +1,26 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with the real CIFAR-10 and MNIST: $HANDGRAD_DATA_DIR, or shared/data beside us."""
+    named = os.environ.get("HANDGRAD_DATA_DIR")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not (folder / "cifar-10-batches-py").is_dir() or not (folder / "MNIST").is_dir():
+        pytest.skip(f"no cifar-10-batches-py and MNIST in {folder}; set HANDGRAD_DATA_DIR")
+    return folder.resolve()
