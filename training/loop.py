@@ -210,7 +210,7 @@ class Loop:
     def _diverged(self, what: str, value: float, step: int) -> NoReturn:
         raise DivergedError(
             f"the {what} became {value} at step {step} (learning rate {self.schedule(step):g}); "
-            f"lower --lr, or add --warmup-steps. The checkpoint of step {self._saved_step} is kept: "
+            f"lower --lr, or add --warmup-steps. The checkpoint of step {self._saved_step} stays: "
             f"{self.checkpoint_path}"
         )
 

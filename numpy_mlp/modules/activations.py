@@ -31,10 +31,11 @@ class ReLUModule(Module):
         return y
 
     def backward(self, dout: Array) -> Array:
-        """Return ∂L/∂x: f'(x) = 1 where x > 0, else 0  ⇒  dx = dout where x > 0, else 0."""
+        """Return ∂L/∂x: f'(x) = 1 where x > 0, else 0  ⇒  dx = dout * (x > 0)."""
         (positive,) = self._recall()
         self._check_dout(dout, positive.shape)
-        return np.where(positive, dout, dout.dtype.type(0))
+        dx: Array = dout * positive
+        return dx
 
 
 class LeakyReLUModule(Module):

@@ -1,0 +1,82 @@
+"""The learner: one step is forward, loss, backward, update."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from numpy_mlp import MLP
+from numpy_mlp.learner import NumpyLearner
+from numpy_mlp.optim import SGD, AdamW
+
+
+def _learner(seed: int = 0, dropout: float = 0.0) -> NumpyLearner:
+    model = MLP(
+        12, [7], 4, dropout=dropout, batch_norm=dropout > 0, rng=np.random.default_rng(seed)
+    )
+    return NumpyLearner(model, SGD(list(model.params.values()), 0.1, momentum=0.9))
+
+
+def _batch(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    return rng.standard_normal((6, 3, 2, 2)), rng.integers(0, 4, 6)
+
+
+def test_steps_equal_pytorchs(rng: np.random.Generator) -> None:
+    learner = _learner()
+    twin = torch.nn.Sequential(torch.nn.Linear(12, 7), torch.nn.ReLU(), torch.nn.Linear(7, 4))
+    twin.double().load_state_dict(
+        {k.removeprefix("layers."): torch.tensor(v) for k, v in learner.weights().items()}
+    )
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(20):
+        x, y = _batch(rng)
+        loss, correct = learner.train_step(x, y, 0.1)
+        logits = twin(torch.from_numpy(x).flatten(1))
+        expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(y))
+        optimizer.zero_grad()
+        expected.backward()
+        optimizer.step()
+        np.testing.assert_allclose(loss, expected.item(), rtol=1e-10)
+        assert correct == int((logits.argmax(1).numpy() == y).sum())
+    for key, param in twin.named_parameters():
+        weight = learner.weights()[f"layers.{key}"]
+        np.testing.assert_allclose(weight, param.detach().numpy(), rtol=1e-10)
+
+
+def test_evaluation_changes_nothing(rng: np.random.Generator) -> None:
+    learner = _learner(dropout=0.5)
+    x, y = _batch(rng)
+    learner.train_step(x, y, 0.1)
+    before = {name: array.copy() for name, array in learner.weights().items()}
+    first, second = learner.eval_step(x, y), learner.eval_step(x, y)
+    assert first[0] == second[0]
+    np.testing.assert_array_equal(first[1], second[1])
+    for name, array in learner.weights().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_state_goes_on_bit_for_bit(rng: np.random.Generator) -> None:
+    one, two = _learner(0, dropout=0.5), _learner(1, dropout=0.5)
+    batches = [_batch(rng) for _ in range(6)]
+    for x, y in batches[:3]:
+        one.train_step(x, y, 0.1)
+    arrays, text = one.state()
+    two.load_weights(one.weights())
+    two.load_state(arrays, text)
+    for x, y in batches[3:]:
+        assert one.train_step(x, y, 0.1) == two.train_step(x, y, 0.1)
+    for name, array in one.weights().items():
+        np.testing.assert_array_equal(array, two.weights()[name])
+
+
+def test_the_learning_rate_is_the_steps_own(rng: np.random.Generator) -> None:
+    model = MLP(12, [7], 4, rng=rng)
+    learner = NumpyLearner(model, AdamW(list(model.params.values()), 0.5))
+    before = {name: array.copy() for name, array in learner.weights().items()}
+    learner.train_step(*_batch(rng), 0.0)
+    for name, array in learner.weights().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_first_layer_is_the_first_weight() -> None:
+    assert _learner().first_layer().shape == (7, 12)

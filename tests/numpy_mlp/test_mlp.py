@@ -1,0 +1,151 @@
+"""The network as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from numpy_mlp import MLP
+from numpy_mlp.gradient_check import check_gradients
+from numpy_mlp.modules import BackwardBeforeForwardError, SoftMaxCrossEntropyModule
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"activation": "elu"},
+    {"activation": "tanh", "dropout": 0.3},
+    {"activation": "sigmoid", "batch_norm": True},
+    {"neg_slope": 0.1, "dropout": 0.2, "batch_norm": True},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("n_hidden", [[], [6], [6, 5]], ids=str)
+def test_gradients_of_the_whole_network(
+    n_hidden: list[int], options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    model = MLP(3, n_hidden, 4, rng=rng, **options)
+    report = check_gradients(model, rng.standard_normal((9, 3)), rng=rng)
+    assert report.passed, f"\n{report}"
+
+
+def test_training_with_the_fused_loss_gives_pytorchs_gradients(rng: np.random.Generator) -> None:
+    model = MLP(3, [6, 5], 4, rng=rng)
+    twin = torch.nn.Sequential(
+        torch.nn.Linear(3, 6),
+        torch.nn.ReLU(),
+        torch.nn.Linear(6, 5),
+        torch.nn.ReLU(),
+        torch.nn.Linear(5, 4),
+    ).double()
+    weights = {name.removeprefix("layers."): p for name, p in model.params.items()}
+    twin.load_state_dict({name: torch.from_numpy(p) for name, p in weights.items()})
+    x, y = rng.standard_normal((8, 3)), rng.integers(0, 4, 8)
+    loss, dlogits = SoftMaxCrossEntropyModule().loss_and_gradient(model.logits(x), y)
+    model.backward_parameters(dlogits)
+    expected = torch.nn.functional.cross_entropy(twin(torch.from_numpy(x)), torch.from_numpy(y))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-12)
+    for name, param in twin.named_parameters():
+        np.testing.assert_allclose(model.grads[f"layers.{name}"], param.grad, rtol=1e-9, atol=1e-13)
+
+
+def test_three_ways_back_agree(rng: np.random.Generator) -> None:
+    model = MLP(3, [6], 4, rng=rng)
+    x, dout = rng.standard_normal((8, 3)), rng.standard_normal((8, 4))
+    model.forward(x)
+    dx = model.backward(dout)
+    grads = {name: grad.copy() for name, grad in model.grads.items()}
+    dlogits = model.layers[-1].backward(dout)
+    np.testing.assert_array_equal(model.backward_logits(dlogits), dx)
+    model.backward_parameters(dlogits)
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(model.grads[name], grad)
+
+
+def test_probabilities_and_logits(rng: np.random.Generator) -> None:
+    model, x = MLP(3, [6], 4, rng=rng), rng.standard_normal((8, 3))
+    p, logits = model(x), model.logits(x)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_array_equal(p.argmax(axis=1), logits.argmax(axis=1))
+
+
+def test_backward_needs_forward_with_the_softmax(rng: np.random.Generator) -> None:
+    model, x = MLP(3, [6], 4, rng=rng), rng.standard_normal((8, 3))
+    model.logits(x)
+    with pytest.raises(BackwardBeforeForwardError, match="SoftMaxModule"):
+        model.backward(np.ones((8, 4)))
+    model.forward(x)
+    model.clear_cache()
+    with pytest.raises(BackwardBeforeForwardError):
+        model.backward(np.ones((8, 4)))
+    assert all(layer._cache is None for layer in model.layers)
+
+
+def test_evaluation_mode_is_deterministic_and_keeps_nothing(rng: np.random.Generator) -> None:
+    model, x = MLP(3, [6], 4, dropout=0.5, rng=rng), rng.standard_normal((8, 3))
+    assert (model(x) != model(x)).any()
+    model.eval()
+    np.testing.assert_array_equal(model(x), model(x))
+    assert all(layer._cache is None for layer in model.layers)
+    model.train()
+    assert (model(x) != model(x)).any()
+
+
+def test_initial_weights_do_not_depend_on_dropout() -> None:
+    plain, dropped = (MLP(3, [6], 4, dropout=p, rng=np.random.default_rng(0)) for p in (0, 0.5))
+    for a, b in zip(plain.params.values(), dropped.params.values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_state_moves_between_networks(rng: np.random.Generator) -> None:
+    one, two = (MLP(3, [6], 4, batch_norm=True) for _ in "ab")
+    x = rng.standard_normal((8, 3))
+    one(x)
+    two.load_state_dict({name: array.copy() for name, array in one.state_dict().items()})
+    one.eval()
+    two.eval()
+    np.testing.assert_array_equal(one(x), two(x))
+    assert {"layers.1.running_mean", "layers.3.weight"} <= one.state_dict().keys()
+
+
+def test_state_of_another_architecture_is_refused_whole() -> None:
+    model = MLP(3, [6], 4)
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layers\.2\.weight has shape \(4, 7\)"):
+        model.load_state_dict(
+            {**before, "layers.0.bias": np.ones(6), "layers.2.weight": np.ones((4, 7))}
+        )
+    with pytest.raises(ValueError, match=r"layers\.4\.bias is not part"):
+        model.load_state_dict({**before, "layers.4.bias": np.ones(4)})
+    with pytest.raises(ValueError, match=r"layers\.0\.bias is missing"):
+        model.load_state_dict({k: v for k, v in before.items() if k != "layers.0.bias"})
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "named"),
+    [
+        ((3, [0], 4), {}, "out_features"),
+        ((0, [5], 4), {}, "in_features"),
+        ((3, [5], 4), {"activation": "swish"}, "swish"),
+        ((3, [5], 4), {"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_bad_arguments_are_named(args: Any, kwargs: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        MLP(*args, **kwargs)
+
+
+def test_float32_throughout(rng: np.random.Generator) -> None:
+    model = MLP(3, [6], 4, dtype=np.float32, batch_norm=True, dropout=0.2, rng=rng)
+    p = model(rng.standard_normal((8, 3)).astype(np.float32))
+    dx = model.backward(p)
+    assert {a.dtype for a in (p, dx, *model.grads.values())} == {np.dtype(np.float32)}
+
+
+def test_repr_lists_the_layers() -> None:
+    assert "LinearModule(in_features=3, out_features=6)" in repr(MLP(3, [6], 4))
