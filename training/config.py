@@ -166,8 +166,11 @@ class Command(typing.Generic[SettingsT]):
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            known = [option for option in self._option_string_actions if option.startswith("--")]
-            message = f"unknown option {match[1]}{_nearest(match[1], known)}; --help lists them all"
+            known = [*self._option_string_actions, *_ALIASES]
+            close = difflib.get_close_matches(match[1], known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else "; --help lists them all"
+            message = f"unknown option {match[1]}{hint}"
+        message = message.replace("unrecognized arguments:", "unexpected argument:")
         raise UserError(message.removeprefix("argument "))
 
 

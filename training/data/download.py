@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from tqdm import tqdm
 from training.errors import DataError
 
 _TIMEOUT = 20  # seconds without a byte before the next mirror is tried
-_DEPTH = 4  # folders below the data folder that are searched
 
 
 def default_data_dir() -> Path:
@@ -23,23 +23,24 @@ def default_data_dir() -> Path:
 
 
 def find_file(root: Path, names: Sequence[str]) -> Path | None:
-    """Return the first of ``names`` found in ``root`` or, breadth first, a few folders below it."""
+    """Return the first of ``names`` found in ``root`` or below it, the nearest first.
+
+    Hidden folders and folders that may not be read are passed over; links are followed once.
+    """
+    seen = set()
     level = [root]
-    for _ in range(_DEPTH + 1):
+    while level:
+        below = []
         for folder in level:
             for name in names:
                 if (folder / name).is_file():
                     return folder / name
-        try:
-            level = sorted(
-                entry
-                for folder in level
-                if folder.is_dir()
-                for entry in folder.iterdir()
-                if entry.is_dir() and not entry.name.startswith(".")
-            )
-        except OSError as error:
-            raise DataError(f"cannot look into {error.filename}: {error.strerror}") from None
+            with contextlib.suppress(OSError):
+                real = folder.resolve()
+                if real not in seen and folder.is_dir():
+                    seen.add(real)
+                    below += [e for e in folder.iterdir() if e.is_dir() and e.name[0] != "."]
+        level = sorted(below)
     return None
 
 
@@ -66,6 +67,8 @@ def fetch(
     Raises:
         DataError: no mirror delivered.
     """
+    pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     reasons = []
     for url in urls if download else ():
         host = url.split("/")[2]
@@ -85,6 +88,10 @@ def fetch(
             reasons.append(f"{host}: served another file (wrong hash)")
         except OSError as error:
             raise DataError(f"cannot write {target}: {error.strerror or error}") from None
+    # The part file of an interrupted download keeps its folder; an empty one is no use to anyone.
+    for folder in missing:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
     tried = f" and no mirror could be reached ({'; '.join(reasons)})" if reasons else ""
     raise DataError(
         f"{target.name} was not found below {searched}{tried}; point --data-dir at the folder that "

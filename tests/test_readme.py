@@ -1,0 +1,43 @@
+"""What the README shows is what happens."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_layer_of_your_own_prints_what_is_shown() -> None:
+    section = README[README.index("## A layer of your own") :]
+    blocks = re.findall(r"```(?:python)?\n(.*?)```", section, flags=re.S)
+    code, shown = blocks[0], blocks[1]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    # The digits of the rounding error are the machine's own.
+    verdict = re.compile(r"^ok +x: worst relative error [\d.e-]+ at \(\d, \d\): backward ")
+    assert verdict.match(shown)
+    assert verdict.match(out.getvalue())
+
+
+def test_every_option_in_the_readme_exists() -> None:
+    from training.config import _ALIASES, MLPSettings, _make_parser
+
+    parser = _make_parser(MLPSettings, {}, "", "train-mlp-numpy")
+    known = {*parser._option_string_actions, *_ALIASES}
+    commands = re.findall(r"^\s*(?:\.venv/bin/)?train-mlp-numpy(.*)$", README, flags=re.M)
+    assert len(commands) >= 5
+    for command in commands:
+        for option in re.findall(r"--[\w-]+", command.partition("#")[0]):
+            assert option.replace("_", "-") in known, option
+
+
+def test_every_linked_file_exists() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(links) >= 8
+    for link in links:
+        assert (ROOT / link).exists(), link
