@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from training.data.dataset import Images
+from training.files import write_atomically
 from training.metrics import Row
 
 # Okabe and Ito's palette: distinguishable without full colour vision.
@@ -148,4 +150,6 @@ def _displayable(image: NDArray[Any]) -> NDArray[Any]:
 
 def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_atomically(path, content.getvalue())
