@@ -117,19 +117,24 @@ class GradientReport:
 
 
 def compare_gradients(
-    name: str, analytic: Array, numerical: Array, tolerance: float = 1e-6
+    name: str,
+    analytic: Array,
+    numerical: Array,
+    tolerance: float = 1e-6,
+    floor: float = 1e-4,
 ) -> GradientError:
     """Compare two gradients and report the worst entry.
 
     The error is relative to the entry. For an entry that is small beside the whole gradient it is
-    relative to a thousandth of the largest; and below 1e-4, where rounding (about 1e-11 at
-    h = 1e-5) is all that a difference shows of an exact zero, to 1e-4.
+    relative to a thousandth of the largest; and never to less than ``floor``, since rounding (about
+    1e-11 at h = 1e-5) is all that a difference shows of an exact zero. Gradients that are tiny
+    throughout need a smaller floor.
     """
     assert analytic.shape == numerical.shape, (
         f"gradient of {name} has shape {analytic.shape}, expected {numerical.shape}"
     )
-    floor = 1e-3 * np.abs(numerical).max(initial=0.0) + 1e-4
-    scale = np.maximum(np.maximum(np.abs(analytic), np.abs(numerical)), floor)
+    least = 1e-3 * np.abs(numerical).max(initial=0.0) + floor
+    scale = np.maximum(np.maximum(np.abs(analytic), np.abs(numerical)), least)
     relative = np.abs(analytic - numerical) / scale
     # A NaN wins argmax, and fails.
     index = np.unravel_index(int(relative.argmax()), relative.shape) if relative.size else ()

@@ -23,8 +23,8 @@ from numpy_mlp.modules import (
 )
 from numpy_mlp.modules.module import Array, is_parametric
 
-# Each activation with the gain that keeps the variance of what passes through it
-# (He et al. 2015 for the ReLU family; 5/3 and 1 are torch.nn.init.calculate_gain's).
+# Each activation with the gain of the weights after it: √2 makes up for the half that ReLU zeroes
+# (He et al. 2015), and is the courses' choice for ELU; 1 and 5/3 are torch.nn.init's.
 ACTIVATIONS: dict[str, tuple[Callable[[], Module], float]] = {
     "relu": (ReLUModule, math.sqrt(2.0)),
     "leaky_relu": (LeakyReLUModule, math.sqrt(2.0)),
@@ -83,6 +83,8 @@ class MLP:
         # whether dropout is on.
         init_rng, dropout_rng = rng.spawn(2)
         make_activation, gain = ACTIVATIONS[activation]
+        if neg_slope is not None:
+            gain = math.sqrt(2.0 / (1.0 + neg_slope**2))  # He et al. 2015, equation 15
         self.layers: list[Module] = []
         sizes = [n_inputs, *n_hidden, n_classes]
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
@@ -193,9 +195,10 @@ class MLP:
             ValueError: a name is missing or unknown, or a shape differs; nothing is changed then.
         """
         mine = self.state_dict()
-        for name in mine.keys() ^ state.keys():
-            side = "missing from the state" if name in mine else "not part of this network"
-            raise ValueError(f"{name} is {side}: was it saved from another architecture?")
+        for name in (*mine, *state):
+            if name not in mine or name not in state:
+                side = "missing from the state" if name in mine else "not part of this network"
+                raise ValueError(f"{name} is {side}: was it saved from another architecture?")
         for name, array in mine.items():
             if array.shape != np.shape(state[name]):
                 raise ValueError(

@@ -24,18 +24,18 @@ class Optimizer:
     formula of ten operations then reads each array from memory once, not ten times.
 
     Args:
-        params: arrays that :meth:`step` changes in place.
+        params: C-contiguous arrays that :meth:`step` changes in place.
         lr: learning rate; may be set between steps.
 
     Raises:
-        ValueError: ``lr`` is negative or not a number.
+        ValueError: ``lr`` is negative or not finite.
     """
 
     slots: tuple[str, ...] = ()
 
     def __init__(self, params: Sequence[Array], lr: float) -> None:
-        if not lr >= 0:
-            raise ValueError(f"learning rate must be >= 0, got {lr!r}")
+        if not 0 <= lr < math.inf:
+            raise ValueError(f"learning rate must be >= 0 and finite, got {lr!r}")
         self.params = list(params)
         self.lr = lr
         self.step_count = 0

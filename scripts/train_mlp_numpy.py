@@ -32,6 +32,7 @@ __all__ = ["confusion_matrix", "confusion_matrix_to_metrics", "main"]
 
 def build_learner(settings: MLPSettings, dataset: Dataset) -> NumpyLearner:
     """Return the network and its optimizer for ``settings``."""
+    check_batch_norm(settings, len(dataset.train))
     model = MLP(
         math.prod(dataset.image_shape),
         settings.hidden_dims,
@@ -57,6 +58,15 @@ def build_learner(settings: MLPSettings, dataset: Dataset) -> NumpyLearner:
             nesterov=settings.nesterov,
         )
     return NumpyLearner(model, optimizer)
+
+
+def check_batch_norm(settings: MLPSettings, n_images: int) -> None:
+    """Refuse a batch of one image, of which batch normalisation knows no variance."""
+    if settings.batch_norm and (settings.batch_size == 1 or n_images % settings.batch_size == 1):
+        raise UserError(
+            f"--batch-size {settings.batch_size} leaves a batch of one of the {n_images} training "
+            f"images, which --batch-norm cannot normalise; choose another size"
+        )
 
 
 def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:

@@ -18,14 +18,16 @@ from training.files import write_atomically
 
 Arrays = Mapping[str, NDArray[Any]]
 _FORMAT = "handgrad-checkpoint-1"
+# safetensors writes its texts in random order; all of ours are one text, in JSON.
+_TEXTS = "handgrad"
 
 
 def save_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    """Write arrays and texts to ``path``, whole or not at all."""
+    """Write arrays and texts to ``path``, whole or not at all; equal content, equal bytes."""
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # ascontiguousarray makes a 0-d array 1-d.
     shaped = {name: array.reshape(arrays[name].shape) for name, array in contiguous.items()}
-    write_atomically(path, save(shaped, dict(metadata)))
+    write_atomically(path, save(shaped, {_TEXTS: json.dumps(dict(metadata), sort_keys=True)}))
 
 
 def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
@@ -39,8 +41,18 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     try:
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            arrays = {name: file.get_tensor(name) for name in names}
+            texts = json.loads((file.metadata() or {}).get(_TEXTS, "{}"))
+            return arrays, {str(key): str(text) for key, text in texts.items()}
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise DataError(f"{path} is truncated or not a safetensors file ({error})") from None
 
 
@@ -99,6 +111,8 @@ class Checkpoint:
         try:
             progress = json.loads(texts["progress"])
             learner_text = texts["learner"]
-        except (KeyError, json.JSONDecodeError) as error:
+            if not isinstance(progress, dict):
+                raise DataError(f"{path} is damaged: its progress is {progress!r}")
+        except (KeyError, json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path} is damaged: {error}") from None
         return cls(groups["weights"], groups["learner"], learner_text, groups["best"], progress)

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
+import shlex
 import sys
 import types
 import typing
@@ -35,14 +36,20 @@ def setting(
     above: float | None = None,
     least: float | None = None,
     below: float | None = None,
+    most: float | None = None,
 ) -> Any:
     """Declare a setting: its default, its help text and the values it may take."""
     return dataclasses.field(
         default=default,
         metadata={
-            "help": help, "choices": tuple(choices), "above": above, "least": least, "below": below,
+            "help": help,
+            "choices": tuple(choices),
+            "above": above,
+            "least": least,
+            "below": below,
+            "most": most,
         },
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class TrainSettings:
         None, "folder to search for the data (default: $HANDGRAD_DATA_DIR or a per-user cache)"
     )
     validation_size: float = setting(
-        0.1, "training images held out: a number, or a share below 1", least=0
+        0.1, "training images held out: a number, or a share below 1", least=0, most=10**9
     )
     preprocess: str = setting(
         "standardize",
@@ -73,7 +80,9 @@ class TrainSettings:
     )
     max_steps: int | None = setting(None, "steps to train for, instead of --epochs", least=1)
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
-    lr: float = setting(0.1, "learning rate (also --learning_rate)", above=0)
+    lr: float = setting(
+        0.1, "learning rate (also --learning_rate; default: 0.1; adamw: 0.001)", above=0
+    )
     momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
@@ -86,7 +95,7 @@ class TrainSettings:
     step_size: int | None = setting(
         None, "steps between drops of the step schedule (default: a third of the run)", least=1
     )
-    gamma: float = setting(0.1, "factor of each drop of the step schedule", above=0)
+    gamma: float = setting(0.1, "factor of each drop of the step schedule", above=0, most=1)
 
     eval_every: int | None = setting(
         None, "steps between evaluations (also --eval_freq; default: one epoch)", least=1
@@ -95,13 +104,15 @@ class TrainSettings:
         ("validation",), "splits evaluated on the way", choices=("validation", "test")
     )
     target_accuracy: float | None = setting(
-        None, "exit with status 1 when the test accuracy stays below this", least=0
+        None, "exit with status 1 when the test accuracy stays below this", least=0, most=1
     )
 
     seed: int = setting(
         0, "seed of the validation split, the weights, the batches and the dropout masks", least=0
     )
-    threads: int | None = setting(None, "threads for matrix products (default: all)", least=1)
+    threads: int | None = setting(
+        None, "threads for matrix products (default: all)", least=1, most=1024
+    )
     out: str | None = setting(None, "folder of the run (default: runs/<name>-<time>)")
     quiet: bool = setting(False, "print the result only")
 
@@ -139,6 +150,8 @@ _ALIASES = {
 }
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
+_ADAMW_LR = 1e-3
+_LARGEST = 10**9  # of whole numbers without a bound of their own
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
 
@@ -153,14 +166,14 @@ class Command(typing.Generic[SettingsT]):
             the run's own count, changed by ``overrides``.
         overrides: the settings that were given explicitly.
         text: the command as typed.
-        prog: the program's name.
+        invocation: how the program was called, for a hint on how to call it again.
     """
 
     settings: SettingsT
     resume: Path | None
     overrides: dict[str, Any]
     text: str
-    prog: str
+    invocation: str
 
 
 class _Parser(argparse.ArgumentParser):
@@ -209,6 +222,8 @@ def parse_command_line(
     if "dataset" not in values and "data_dir" in values:
         values["dataset"] = "cifar10"
     values = {**_DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
+    if values.get("optimizer") == "adamw":
+        values.setdefault("lr", _ADAMW_LR)
     if "epochs" in explicit:
         values["max_steps"] = None
     elif "max_steps" in values:
@@ -225,9 +240,17 @@ def parse_command_line(
         settings=kind(**values),
         resume=None if resume is None else Path(resume),
         overrides=explicit,
-        text=" ".join([prog, *argv]),
-        prog=prog,
+        text=shlex.join([prog, *argv]),
+        invocation=_invocation(prog),
     )
+
+
+def _invocation(prog: str) -> str:
+    """Return what to type to run the program again: it may not be on the PATH."""
+    called = Path(sys.argv[0])
+    if called.name == f"{prog.replace('-', '_')}.py":
+        return shlex.join([sys.executable, sys.argv[0]])
+    return shlex.quote(sys.argv[0]) if called.name == prog else prog
 
 
 def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
@@ -256,13 +279,19 @@ def settings_from_dict(kind: type[SettingsT], values: Any, where: str) -> Settin
     for name, value in values.items():
         element, is_tuple, optional = _unpack_type(hints[name])
         items = value if is_tuple and isinstance(value, tuple) else (value,)
-        accepted = (int, float) if element is float else element
         if value is None and optional:
             continue
-        if not all(isinstance(item, accepted) for item in items):
+        if isinstance(value, tuple) != is_tuple or not all(_is_a(item, element) for item in items):
             raise UserError(f"{where}: {name} is {value!r}, expected {element.__name__}")
     check_settings(values, fields)
     return kind(**values)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Say whether a value from JSON is of a setting's type; 1 is a float, but True is not 1."""
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
 
 
 def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.Field[Any]]) -> None:
@@ -283,20 +312,33 @@ def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.F
             if isinstance(item, str | bool):
                 continue
             above, least, below = declared["above"], declared["least"], declared["below"]
+            most = declared["most"]
+            if most is None and isinstance(item, int) and below is None:
+                most = _LARGEST
             bounds = [f"above {above:g}"] if above is not None else []
             bounds += [f"at least {least:g}"] if least is not None else []
             bounds += [f"below {below:g}"] if below is not None else []
+            bounds += [f"at most {most:g}"] if most is not None else []
             if (
-                not math.isfinite(item)
+                (isinstance(item, float) and not math.isfinite(item))
                 or (above is not None and not item > above)
                 or (least is not None and not item >= least)
                 or (below is not None and not item < below)
+                or (most is not None and not item <= most)
             ):
                 expected = " and ".join(bounds) or "a finite number"
-                raise UserError(f"{option} {item:g} is out of range; expected {expected}")
+                raise UserError(f"{option} {item} is out of range; expected {expected}")
     size = values.get("validation_size")
     if size is not None and size >= 1 and size != int(size):
         raise UserError(f"--validation-size {size:g} must be a whole number, or a share below 1")
+    if values.get("optimizer") == "adamw" and (values.get("momentum") or values.get("nesterov")):
+        raise UserError(
+            "--momentum and --nesterov are for --optimizer sgd; with adamw, give --momentum 0 "
+            "--no-nesterov"
+        )
+    activation = values.get("activation", "relu")
+    if values.get("neg_slope") is not None and activation not in ("relu", "leaky_relu"):
+        raise UserError(f"--neg-slope is for --activation leaky_relu, not {activation}")
     if values.get("nesterov") and not values.get("momentum"):
         raise UserError("--nesterov needs a --momentum above 0")
 

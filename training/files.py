@@ -15,7 +15,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a failed write does not say of what
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -54,6 +54,24 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
+        """Return the counters in ``values``, read from a file; ValueError where they cannot be."""
+        names = {field.name for field in fields(cls)}
+        if wrong := sorted(names ^ values.keys()):
+            raise ValueError(f"{wrong[0]} is missing or unknown")
+        self = cls(**values)
+        for name in ("step", "count", "rows", "best_step"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"its {name} is {value!r}")
+        for name in ("seconds", "eval_seconds", "loss_sum", "correct_sum", "best_loss"):
+            if type(getattr(self, name)) not in (int, float):
+                raise ValueError(f"its {name} is {getattr(self, name)!r}")
+        if type(self.best_accuracy) not in (int, float, type(None)):
+            raise ValueError(f"its best_accuracy is {self.best_accuracy!r}")
+        return self
+
 
 @dataclass
 class Loop:
@@ -89,7 +107,7 @@ class Loop:
         default=0.0, init=False
     )  # when this run would have begun, had it not stopped
     _reported: float = field(default=0.0, init=False)
-    _saved_step: int = field(default=0, init=False)
+    _saved_step: int | None = field(default=None, init=False)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up the state in ``checkpoint``.
@@ -98,11 +116,16 @@ class Loop:
             DataError: it belongs to another model, optimizer or version.
         """
         try:
+            self.progress = Progress.from_dict(checkpoint.progress)
+            if checkpoint.best:
+                self.learner.load_weights(checkpoint.best)  # only to see that they fit
             self.learner.load_weights(checkpoint.weights)
             self.learner.load_state(checkpoint.learner, checkpoint.learner_text)
-            self.progress = Progress(**checkpoint.progress)
         except (ValueError, TypeError, KeyError) as error:
             raise DataError(f"{self.checkpoint_path} does not fit this run: {error}") from None
+        for name, array in checkpoint.weights.items():
+            if not np.isfinite(array).all():
+                raise DataError(f"{self.checkpoint_path} is damaged: {name} is not finite")
         self.best_weights = dict(checkpoint.best)
         self._saved_step = self.progress.step
 
@@ -184,8 +207,8 @@ class Loop:
             )
             with bar.external_write_mode(file=sys.stdout):
                 print(f"step {p.step:>{width}}/{self.total_steps}  epoch {epoch:5.2f}   {parts}")
-        p.eval_seconds += time.perf_counter() - start
         self._save()
+        p.eval_seconds += time.perf_counter() - start
 
     def _save(self) -> None:
         p = self.progress
@@ -208,10 +231,12 @@ class Loop:
                 self._diverged(f"weight {name}", math.nan, self.progress.step)
 
     def _diverged(self, what: str, value: float, step: int) -> NoReturn:
+        kept = "There is no checkpoint yet"
+        if self._saved_step is not None:
+            kept = f"The checkpoint of step {self._saved_step} stays: {self.checkpoint_path}"
         raise DivergedError(
             f"the {what} became {value} at step {step} (learning rate {self.schedule(step):g}); "
-            f"lower --lr, or add --warmup-steps. The checkpoint of step {self._saved_step} stays: "
-            f"{self.checkpoint_path}"
+            f"{'lower --lr, or add --warmup-steps' if step else 'lower --weight-std'}. {kept}"
         )
 
     def _bar(self) -> tqdm[Any]:

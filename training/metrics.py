@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,21 +48,31 @@ class MetricsFile:
 
     def __init__(self, path: Path, rows: Sequence[Row] = ()) -> None:
         self.path, self.rows = path, list(rows)
+
+    def create(self) -> None:
+        """Write the file anew, with the rows there are."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(_cells(row) for row in self.rows)
-        write_atomically(path, text.getvalue().encode())
+        write_atomically(self.path, text.getvalue().encode())
 
     def append(self, row: Row) -> None:
         """Add a row, in memory and on disk."""
         self.rows.append(row)
-        with self.path.open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerow(_cells(row))
+        try:
+            with self.path.open("a", newline="") as file:
+                csv.writer(file, lineterminator="\n").writerow(_cells(row))
+                # On disk before the checkpoint that counts it.
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
 
     @classmethod
     def reopen(cls, path: Path, n_rows: int) -> MetricsFile:
-        """Return the file cut back to its first ``n_rows`` rows.
+        """Return the file's first ``n_rows`` rows; :meth:`create` then drops the others from it.
 
         Raises:
             DataError: it has fewer, or a row cannot be read.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -68,11 +70,15 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
     folder = command.resume
     if folder is None and settings.out is not None:
         _check_out(Path(settings.out))
+    data_dir = None
+    if settings.data_dir is not None:
+        # Absolute, so that the run can be resumed from any folder.
+        data_dir = Path(settings.data_dir).expanduser().absolute()
+        if data_dir.exists() and not data_dir.is_dir():
+            raise UserError(f"--data-dir {settings.data_dir} is a file; a folder is expected")
+        settings = dataclasses.replace(settings, data_dir=str(data_dir))
     dataset = load_dataset(
-        settings.dataset,
-        None if settings.data_dir is None else Path(settings.data_dir),
-        validation_size=settings.validation_size,
-        seed=settings.seed,
+        settings.dataset, data_dir, validation_size=settings.validation_size, seed=settings.seed
     )
     dtype = getattr(settings, "dtype", "float32")
     preprocessing = fit_preprocessing(settings.preprocess, dataset.train.images, dtype)
@@ -87,14 +93,11 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
     total_steps = settings.max_steps or (settings.epochs or 1) * len(train_loader)
     learner = backend.build(settings, dataset)
     schedule = backend.schedule(settings, total_steps)
+    fingerprint = dataset.fingerprint()
     checkpoint = None if folder is None else Checkpoint.load(folder / "checkpoint.safetensors")
+    is_new = folder is None
     if folder is None:
         folder = _make_folder(settings, backend.name)
-    write_atomically(folder / "config.json", _config(command, settings))
-    if checkpoint is None:
-        metrics = MetricsFile(folder / "metrics.csv")
-    else:
-        metrics = MetricsFile.reopen(folder / "metrics.csv", int(checkpoint.progress["rows"]))
     loop = Loop(
         learner=learner,
         train_loader=train_loader,
@@ -106,23 +109,56 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         schedule=schedule,
         total_steps=total_steps,
         eval_every=settings.eval_every or len(train_loader),
-        metrics=metrics,
+        metrics=MetricsFile(folder / "metrics.csv"),
         checkpoint_path=folder / "checkpoint.safetensors",
         quiet=settings.quiet,
     )
     if checkpoint is not None:
-        loop.resume(checkpoint)
-        if loop.progress.step > total_steps:
-            raise UserError(
-                f"the run in {folder} is at step {loop.progress.step} already, beyond {total_steps}"
-            )
+        _take_up(loop, checkpoint, folder, fingerprint)
+    try:
+        # Only now: a run that cannot be resumed as asked keeps what it has.
+        write_atomically(folder / "config.json", _config(command, settings, fingerprint))
+        loop.metrics.create()
+        return _train(command, settings, dataset, preprocessing, loop, folder)
+    except BaseException:
+        if is_new and not loop.checkpoint_path.exists():
+            _remove_stillborn(folder)
+        raise
+
+
+def _take_up(loop: Loop, checkpoint: Checkpoint, folder: Path, fingerprint: str) -> None:
+    """Put ``loop`` where ``checkpoint`` was written; nothing on disk changes."""
+    saved = _read_config(folder).get("data")
+    if saved not in (None, fingerprint):
+        raise DataError(
+            f"the data are not those that the run in {folder} began with ({fingerprint}, then "
+            f"{saved}); point --data-dir at the same files"
+        )
+    loop.resume(checkpoint)
+    if loop.progress.step > loop.total_steps:
+        raise UserError(
+            f"the run in {folder} is at step {loop.progress.step} already, beyond "
+            f"{loop.total_steps}"
+        )
+    loop.metrics = MetricsFile.reopen(loop.metrics.path, loop.progress.rows)
+
+
+def _train(
+    command: Command[SettingsT],
+    settings: SettingsT,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    loop: Loop,
+    folder: Path,
+) -> int:
+    learner, total_steps = loop.learner, loop.total_steps
     if not settings.quiet:
         _announce(settings, dataset, learner, loop, folder)
     if not loop.run():
         assert loop.stop_signal is not None
         print(
             f"stopped after step {loop.progress.step} of {total_steps}; go on with: "
-            f"{command.prog} --resume {folder}",
+            f"{command.invocation} --resume {shlex.quote(str(folder))}",
             file=sys.stderr,
         )
         return 128 + loop.stop_signal
@@ -282,20 +318,37 @@ def _settings_of_run(command: Command[SettingsT], backend: Backend[SettingsT]) -
     """Return the settings of the run to be resumed, with this command's options on top."""
     assert command.resume is not None
     path = command.resume / "config.json"
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"--resume {command.resume}: no run there ({path} is missing)") from None
-    except NotADirectoryError:
-        raise DataError(f"--resume {command.resume} is a file; a run folder is expected") from None
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
-    saved = config.get("settings") if isinstance(config, dict) else None
+    saved = _read_config(command.resume).get("settings")
     return override(settings_from_dict(type(command.settings), saved, str(path)), command.overrides)
 
 
-def _config(command: Command[SettingsT], settings: SettingsT) -> bytes:
-    return _json({"command": command.text, "settings": asdict(settings), **describe_environment()})
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of the run in ``folder``."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"--resume {folder}: no run there ({path} is missing)") from None
+    except NotADirectoryError:
+        raise DataError(f"--resume {folder} is a file; a run folder is expected") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    if not isinstance(config, dict):
+        raise DataError(f"{path} is damaged: it holds no settings")
+    return config
+
+
+def _remove_stillborn(folder: Path) -> None:
+    """Remove what a run wrote that ended before its first checkpoint, and nothing else."""
+    with contextlib.suppress(OSError):
+        for name in ("config.json", "metrics.csv"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _config(command: Command[SettingsT], settings: SettingsT, fingerprint: str) -> bytes:
+    config = {"command": command.text, "settings": asdict(settings), "data": fingerprint}
+    return _json({**config, **describe_environment()})
 
 
 def _model_metadata(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.modules.module import Array, Module, check_dtype
 
 
 class BatchNormModule(Module):
@@ -26,7 +26,8 @@ class BatchNormModule(Module):
     Shapes: ``x``, ``y``, ``dout``, ``dx`` (N, D); ``weight``, ``bias``, running statistics (D,).
 
     Raises:
-        ValueError: a training batch of one row, whose variance says nothing.
+        ValueError: ``num_features`` or ``eps`` is not positive; a training batch of one row, whose
+            variance says nothing.
 
     Source: Ioffe and Szegedy, *Batch Normalization*, ICML 2015.
     """
@@ -40,6 +41,11 @@ class BatchNormModule(Module):
         dtype: DTypeLike = np.float64,
     ) -> None:
         super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features must be a positive integer, got {num_features!r}")
+        if not eps > 0:
+            raise ValueError(f"eps must be positive, got {eps!r}")
+        check_dtype(dtype)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.params = {
             "weight": np.ones(num_features, dtype=dtype),

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.modules.module import Array, Module, check_dtype
 
 
 class LinearModule(Module):
@@ -35,7 +35,8 @@ class LinearModule(Module):
     signal from layer to layer (He et al., *Delving Deep into Rectifiers*, ICCV 2015, eq. 10).
 
     Raises:
-        ValueError: a size is not a positive integer, or ``weight_std`` is not positive.
+        ValueError: a size is not a positive integer, ``weight_std`` is not positive, or ``dtype``
+            is another.
 
     Example:
         >>> layer = LinearModule(3, 2, rng=np.random.default_rng(0))
@@ -58,10 +59,11 @@ class LinearModule(Module):
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size != int(size) or size < 1:
+            if not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        if weight_std is not None and not weight_std > 0:
+        if weight_std is not None and not 0 < weight_std < math.inf:
             raise ValueError(f"weight_std must be positive, got {weight_std!r}")
+        check_dtype(dtype)
         self.in_features, self.out_features = int(in_features), int(out_features)
         if weight_std is None:
             weight_std = (1.0 if input_layer else gain) / math.sqrt(in_features)
@@ -111,9 +113,8 @@ class LinearModule(Module):
         """
         (x,) = self._recall()
         self._check_dout(dout, (x.shape[0], self.out_features))
-        # Into the arrays that are there: a new weight-sized array a step would cost time.
-        np.matmul(dout.T, x, out=self.grads["weight"])  # (out, N) @ (N, in) -> (out, in)
-        np.sum(dout, axis=0, out=self.grads["bias"])  # (out,)
+        self.grads["weight"] = dout.T @ x  # (out, N) @ (N, in) -> (out, in)
+        self.grads["bias"] = dout.sum(axis=0)  # (out,)
 
     def __repr__(self) -> str:
         return f"LinearModule(in_features={self.in_features}, out_features={self.out_features})"

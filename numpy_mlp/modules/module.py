@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 Array = NDArray[Any]
 """An array of float32 or float64; a shape comment says which axes it has."""
@@ -23,7 +23,8 @@ class Module:
     ``backward`` needs is handed to :meth:`_remember`, which keeps it in training mode only:
     evaluation costs no memory. A subclass with parameters also sets ``params`` and ``grads``
     (dictionaries with the same keys); ``backward`` writes ``grads`` and never touches ``params``.
-    ``buffers`` holds arrays that are part of the state but are not trained.
+    What is remembered is not copied: between ``forward`` and ``backward`` the caller leaves x and y
+    as they are. ``buffers`` holds arrays that are part of the state but are not trained.
     """
 
     params: dict[str, Array]
@@ -85,6 +86,12 @@ class Module:
             f"{type(self).__name__}.backward: dout has shape {np.shape(dout)}, "
             f"but forward returned {shape}"
         )
+
+
+def check_dtype(dtype: DTypeLike) -> None:
+    """Raise ValueError unless ``dtype`` is float32 or float64."""
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
 
 
 def is_parametric(module: Module) -> bool:

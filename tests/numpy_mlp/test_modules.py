@@ -244,6 +244,17 @@ def test_backward_parameters_is_the_first_half_of_backward(rng: np.random.Genera
         np.testing.assert_array_equal(layer.grads[key], grad)
 
 
+def test_gradients_that_were_reset_to_none_come_back(rng: np.random.Generator) -> None:
+    layer, dout = LinearModule(3, 5), rng.standard_normal((7, 5))
+    layer.grads = {"weight": None, "bias": None}  # type: ignore[dict-item]
+    layer.forward(_input(rng))
+    layer.backward(dout)
+    kept = layer.grads["bias"]
+    np.testing.assert_allclose(kept, dout.sum(axis=0))
+    layer.backward(2 * dout)
+    np.testing.assert_allclose(kept, dout.sum(axis=0))
+
+
 # --- activations ---------------------------------------------------------------------------------
 
 

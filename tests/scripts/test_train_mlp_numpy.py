@@ -177,7 +177,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
         err = process.stderr.read()
     assert process.returncode == 130
     assert err.startswith("stopped after step ") and err.count("\n") == 1
-    assert f"train-mlp-numpy --resume {folder}" in err
+    assert f"train_mlp_numpy.py --resume {folder}" in err
     step = Checkpoint.load(folder / "checkpoint.safetensors").progress["step"]
     assert f"stopped after step {step} of 4100000" in err
     assert main(["--resume", str(folder), "--max-steps", str(step + 5)]) == 0
@@ -305,19 +305,20 @@ def test_divergence(tmp_path: Path, capsys: pytest.CaptureFixture[str], options:
 
 
 def _disk_full_after(monkeypatch: pytest.MonkeyPatch, n_files: int) -> None:
-    written, fsync = 0, os.fsync
+    """Let ``n_files`` files be replaced as a whole, and no other."""
+    written, replace = 0, Path.replace
 
-    def full(descriptor: int) -> None:
+    def full(self: Path, target: Path) -> Path:
         nonlocal written
         written += 1
-        if written > 2 * n_files:  # the file, then its folder
+        if written > n_files:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        fsync(descriptor)
+        return replace(self, target)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "replace", full)
 
 
-@pytest.mark.parametrize("n_files", [0, 1, 2, 4, 7])
+@pytest.mark.parametrize("n_files", [0, 1, 2, 3, 4, 7])
 def test_full_disk(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -329,10 +330,11 @@ def test_full_disk(
     with monkeypatch.context() as context:
         _disk_full_after(context, n_files)
         _assert_refused(argv, "No space left on device", capsys)
-    written = {path.name for path in folder.iterdir()}
-    assert len(written) == min(n_files, 3), "nothing half written"
-    if "checkpoint.safetensors" not in written:
+    if n_files < 3:  # the settings, the metrics, and then the first checkpoint
+        assert not folder.exists(), "a run without a checkpoint is of no use"
         return
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"config.json", "metrics.csv", "checkpoint.safetensors"}
     assert Checkpoint.load(folder / "checkpoint.safetensors").progress["step"] == n_files - 3
     assert main(["--resume", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == FILES

@@ -197,3 +197,18 @@ def test_flipped_label_in_real_data(real_data: Path, tmp_path: Path) -> None:
         file.write(bytes([label ^ 1]))
     with pytest.raises(DataError, match="training labels are damaged"):
         _load(tmp_path)
+
+
+def test_every_flipped_bit_of_the_archive_is_noticed(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "folder", n=2)
+    archive = tmp_path / "packed" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    pack_cifar(tmp_path / "folder", archive)
+    content = archive.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.integers(12, len(content), 60):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        archive.write_bytes(flipped)
+        with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz"):
+            cifar10.load(archive.parent, download=False)

@@ -285,3 +285,38 @@ def test_other_settings_have_no_network_options() -> None:
     with pytest.raises(UserError, match="--hidden-dims"):
         parse_command_line(TrainSettings, {}, "", "program", ["--hidden-dims", "3"])
     assert parse_command_line(TrainSettings, {}, "", "program", []).settings.dataset == "digits"
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--seed", "9" * 400], "--seed"),
+        (["--hidden-dims", "99999999999999999999"], "at most 1e+09"),
+        (["--threads", "100000"], "--threads"),
+        (["--target-accuracy", "95"], "at most 1"),
+        (["--gamma", "10"], "--gamma"),
+        (["--optimizer", "adamw", "--momentum", "0.9"], "--momentum"),
+        (["--neg-slope", "0.2", "--activation", "sigmoid"], "--neg-slope"),
+        (["--learning-rte", "1"], "did you mean --learning-rate"),
+    ],
+)
+def test_values_that_would_crash_or_be_ignored(argv: list[str], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_command_line(MLPSettings, {}, "", "train-mlp-numpy", argv)
+    assert named in str(caught.value)
+
+
+def test_adamw_has_a_learning_rate_of_its_own() -> None:
+    settings = parse_command_line(MLPSettings, {}, "", "p", ["--optimizer", "adamw"]).settings
+    assert settings.lr == 1e-3
+    explicit = ["--optimizer", "adamw", "--lr", "0.5"]
+    assert parse_command_line(MLPSettings, {}, "", "p", explicit).settings.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"hidden_dims": 5}, {"augment": "flip"}, {"batch_size": True}, {"lr": "0.1"}, {"lr": [0.1]}],
+)
+def test_settings_of_the_wrong_kind_in_a_file(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(values))):
+        settings_from_dict(MLPSettings, values, "config.json")

@@ -100,6 +100,7 @@ def _loop(learner: FakeLearner, folder: Path, **options: Any) -> Loop:
     }
     if "metrics" not in settings:
         settings["metrics"] = MetricsFile(folder / "metrics.csv")
+    settings["metrics"].create()
     return Loop(learner=learner, **settings)
 
 

@@ -93,6 +93,7 @@ ROWS = [
 def test_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     metrics = MetricsFile(path)
+    metrics.create()
     assert read_metrics(path) == []
     for row in ROWS:
         metrics.append(row)
@@ -106,9 +107,11 @@ def test_file_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n_rows", range(4))
 def test_reopened_file_is_cut_back(tmp_path: Path, n_rows: int) -> None:
     whole, again = tmp_path / "whole.csv", tmp_path / "again.csv"
-    MetricsFile(whole, ROWS)
-    MetricsFile(again, ROWS)
+    MetricsFile(whole, ROWS).create()
+    MetricsFile(again, ROWS).create()
     metrics = MetricsFile.reopen(again, n_rows)
+    assert read_metrics(again) == ROWS, "untouched until it is created anew"
+    metrics.create()
     assert metrics.rows == read_metrics(again) == ROWS[:n_rows]
     for row in ROWS[n_rows:]:
         metrics.append(row)
@@ -117,10 +120,12 @@ def test_reopened_file_is_cut_back(tmp_path: Path, n_rows: int) -> None:
 
 def test_half_a_row_at_the_end_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    MetricsFile(path, ROWS)
+    MetricsFile(path, ROWS).create()
     whole = path.read_bytes()
     path.write_bytes(whole + b"10,1.0,tra")
-    assert MetricsFile.reopen(path, 3).rows == ROWS
+    metrics = MetricsFile.reopen(path, 3)
+    assert metrics.rows == ROWS
+    metrics.create()
     assert path.read_bytes() == whole
 
 
@@ -148,7 +153,7 @@ def test_damaged_file(tmp_path: Path, content: bytes) -> None:
 
 def test_fewer_rows_than_the_checkpoint_has_seen(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    MetricsFile(path, ROWS)
+    MetricsFile(path, ROWS).create()
     with pytest.raises(DataError, match=r"3 rows, .* after 4"):
         MetricsFile.reopen(path, 4)
     assert read_metrics(path) == ROWS, "untouched"

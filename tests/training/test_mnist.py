@@ -73,3 +73,23 @@ def test_real_data(real_data: Path) -> None:
     ]  # fmt: skip
     assert train.mean() / 255 == pytest.approx(0.1307, abs=1e-4)
     assert train.std() / 255 == pytest.approx(0.3081, abs=1e-4)
+
+
+@pytest.mark.parametrize("namesake", ["FashionMNIST", "KMNIST"])
+def test_another_dataset_with_the_same_file_names_is_passed_over(
+    tmp_path: Path, namesake: str
+) -> None:
+    write_mnist(tmp_path / namesake / "raw", n=7)
+    expected = write_mnist(tmp_path / "MNIST" / "raw", n=30)
+    for array, other in zip(mnist.load(tmp_path, download=False), expected, strict=True):
+        np.testing.assert_array_equal(array, other)
+
+
+def test_one_flipped_bit_of_the_real_files_is_noticed(real_data: Path, tmp_path: Path) -> None:
+    for path in (real_data / "MNIST" / "raw").iterdir():
+        content = gzip.decompress(path.read_bytes())
+        if path.name.startswith("t10k-images"):
+            content = content[:5000] + bytes([content[5000] ^ 4]) + content[5001:]
+        (tmp_path / path.name.removesuffix(".gz")).write_bytes(content)
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte has MNIST's size but not"):
+        mnist.load(tmp_path, download=False)

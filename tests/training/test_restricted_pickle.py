@@ -141,3 +141,27 @@ def test_header_that_claims_another_size(shape: tuple[int, ...]) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * len(content)
+
+
+def test_a_few_bytes_cannot_ask_for_gigabytes() -> None:
+    # LONG_BINPUT with a huge index: a memo kept as an array would be that long.
+    pickled = b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b"."
+    tracemalloc.start()
+    assert load(io.BytesIO(pickled), "file") == {}
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"\x80\x02c_codecs\nencode\n.",  # a function as such
+        b"\x80\x02c_codecs\nencode\n}U\x0c__defaults__U\x05rot13sb.",  # and one that is changed
+        b"\x80\x02]cnumpy\ndtype\na.",
+        b"\x80\x02cnumpy\nndarray\n.",
+    ],
+)
+def test_nothing_but_data_comes_out(pickled: bytes) -> None:
+    with pytest.raises(DataError):
+        load(io.BytesIO(pickled), "file")
+    assert load(io.BytesIO(pickle.dumps({"a": b"\xff"}, protocol=2)), "file") == {"a": b"\xff"}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_files import write_cifar
 
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
@@ -311,7 +312,10 @@ NOT_RESUMABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
         "not a checkpoint",
     ),
     "another network": (_edit_settings(lambda s: s.update(hidden_dims=[9])), "does not fit"),
-    "another optimizer": (_edit_settings(lambda s: s.update(optimizer="adamw")), "does not fit"),
+    "another optimizer": (
+        _edit_settings(lambda s: s.update(optimizer="adamw", momentum=0, nesterov=False)),
+        "does not fit",
+    ),
     "no metrics": (lambda folder: (folder / "metrics.csv").unlink(), "metrics.csv is missing"),
     "metrics cut": (
         lambda folder: (folder / "metrics.csv").write_text(
@@ -363,3 +367,98 @@ def test_resume_beyond_the_end(
     assert main(["--resume", str(tmp_path), "--max-steps", "3"]) == 2
     assert "is at step 4 already, beyond 3" in capsys.readouterr().err
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == finished["checkpoint.safetensors"]
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(
+    tmp_path: Path, finished: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in finished.items():
+        (tmp_path / name).write_bytes(content)
+    assert main(["--resume", str(tmp_path), "--max-steps", "1"]) == 2
+    assert "beyond 1" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == finished
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.pop("rows"),
+        lambda p: p.update(rows="3"),
+        lambda p: p.update(step=-1),
+        lambda p: p.update(step=True),
+        lambda p: p.update(best_accuracy="high"),
+        lambda p: p.update(surprise=1),
+    ],
+)
+def test_damaged_progress_is_refused(
+    tmp_path: Path,
+    finished: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
+    for name, content in finished.items():
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = Checkpoint.load(path)
+    change(checkpoint.progress)
+    checkpoint.save(path)
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "does not fit this run" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_refused(
+    tmp_path: Path, finished: dict[str, bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in finished.items():
+        (tmp_path / name).write_bytes(content)
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = Checkpoint.load(path)
+    checkpoint.weights["layers.0.weight"][0, 0] = np.nan
+    checkpoint.save(path)
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert "layers.0.weight is not finite" in capsys.readouterr().err
+
+
+def test_changed_data_are_noticed_and_the_folder_may_be_relative(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    monkeypatch.chdir(tmp_path)
+    options = "--dataset cifar10 --data-dir data --batch-size 20 --hidden-dims 4 --quiet --out run"
+    assert main([*options.split(), "--max-steps", "3"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["--resume", "../run", "--max-steps", "4"]) == 0
+    path = tmp_path / "data" / "cifar-10-batches-py" / "test_batch"
+    content = bytearray(path.read_bytes())
+    content[-2000] ^= 1  # one bit of one pixel or file name
+    content[len(content) // 2] ^= 1  # one bit of one pixel
+    path.write_bytes(content)
+    assert main(["--resume", "../run", "--max-steps", "5"]) == 2
+    assert "the data are not those" in capsys.readouterr().err
+
+
+def test_equal_runs_write_equal_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        assert _train(tmp_path / name, "--max-steps 5 --batch-norm") == 0
+    contents = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("options", ["--batch-size 5", "--batch-size 1"])
+def test_a_batch_of_one_and_batch_norm(
+    tmp_path: Path, options: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--batch-norm", *options.split(), "--out", str(tmp_path / "run")]
+    assert main(argv) == 2
+    assert "leaves a batch of one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_before_the_first_checkpoint_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--weight-std", "1e30", "--quiet", "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "lower --weight-std" in err and "no checkpoint yet" in err
+    assert not (tmp_path / "run").exists()

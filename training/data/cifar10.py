@@ -6,6 +6,7 @@ Read from the official Python version, unpacked (``cifar-10-batches-py/``) or no
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zlib
@@ -84,7 +85,7 @@ def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     found = set()
     try:
         # As a stream: random access would unpack the archive once a batch.
-        with tarfile.open(path, "r|gz") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 if name not in _BATCHES or not member.isreg():
@@ -95,6 +96,8 @@ def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 assert file is not None
                 found.add(name)
                 yield f"{path}/{name}", io.BytesIO(file.read())
+            while unpacked.read(1 << 20):  # to the end, where the checksum is
+                pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{path} is truncated or not a gzipped tar archive ({error}); "

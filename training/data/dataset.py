@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from training.data import cifar10, digits, mnist
 from training.errors import UserError
+from training.seeding import generator
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -59,6 +61,14 @@ class Dataset:
     def n_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """Return a checksum of all images and labels, to notice when they have changed."""
+        crc = 0
+        for split in filter(len, (self.train, self.validation, self.test)):
+            crc = zlib.crc32(split.images.data, crc)
+            crc = zlib.crc32(split.labels.data, crc)
+        return f"crc32:{crc:08x}"
 
     def split(self, name: str) -> Split:
         """Return the split called ``name``."""
@@ -110,7 +120,7 @@ def load_dataset(
             f"--validation-size {validation_size:g} asks for {held_out} of the {n} training images "
             f"of {name}; give a number below {n}, or a share below 1"
         )
-    order = np.random.default_rng([seed, 0x5EED]).permutation(n)
+    order = generator(seed, "validation split").permutation(n)
     validation, train = np.sort(order[:held_out]), np.sort(order[held_out:])
     if held_out == 0:
         train_split = Split(train_images, train_labels)

@@ -14,34 +14,40 @@ from tqdm import tqdm
 
 from training.errors import DataError
 
+_NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
 _TIMEOUT = 20  # seconds without a byte before the next mirror is tried
 
 
 def default_data_dir() -> Path:
     """Return the folder for data when none is named: $HANDGRAD_DATA_DIR or a per-user cache."""
-    return Path(os.environ.get("HANDGRAD_DATA_DIR") or pooch.os_cache("handgrad"))
+    return Path(os.environ.get("HANDGRAD_DATA_DIR") or pooch.os_cache("handgrad")).expanduser()
 
 
 def find_file(root: Path, names: Sequence[str]) -> Path | None:
     """Return the first of ``names`` found in ``root`` or below it, the nearest first.
 
-    Hidden folders and folders that may not be read are passed over; links are followed once.
+    Hidden folders, folders that may not be read, and those of other datasets with the same file
+    names are passed over; links are followed once.
     """
     seen = set()
     level = [root]
     while level:
         below = []
         for folder in level:
-            for name in names:
-                if (folder / name).is_file():
-                    return folder / name
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a link to itself
+                for name in names:
+                    if (folder / name).is_file():
+                        return folder / name
                 real = folder.resolve()
                 if real not in seen and folder.is_dir():
                     seen.add(real)
-                    below += [e for e in folder.iterdir() if e.is_dir() and e.name[0] != "."]
+                    below += [e for e in folder.iterdir() if e.is_dir() and _searched(e.name)]
         level = sorted(below)
     return None
+
+
+def _searched(folder: str) -> bool:
+    return folder[0] != "." and folder not in _NAMESAKES
 
 
 def fetch(
@@ -116,7 +122,9 @@ def _resume_download(url: str, output_file: Any, _pooch: Any) -> None:
     output = Path(output_file)
     part = output.parent / (url.rpartition("/")[2] + ".part")
     start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
+    headers = {"Accept-Encoding": "identity"}  # the file as it is, so that its length counts
+    if start:
+        headers["Range"] = f"bytes={start}-"
     with requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
         if response.status_code == 416:  # the part is already as long as the file
             part.replace(output)

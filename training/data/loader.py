@@ -12,6 +12,7 @@ from training.data.augment import Augmentation
 from training.data.dataset import Split
 from training.data.preprocess import Preprocessing
 from training.errors import UserError
+from training.seeding import generator
 
 
 class BatchLoader:
@@ -73,11 +74,13 @@ class BatchLoader:
         images, labels = self.split.images, self.split.labels
         order = None
         if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(labels))
+            order = generator(self.seed, "order", epoch).permutation(len(labels))
         for batch in range(start, len(self)):
             window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             chosen = window if order is None else order[window]
             pixels = images[chosen]
             if self.augmentation is not None:
-                pixels = self.augmentation(pixels, np.random.default_rng([self.seed, epoch, batch]))
+                pixels = self.augmentation(
+                    pixels, generator(self.seed, "augmentation", epoch, batch)
+                )
             yield self.preprocessing(pixels), labels[chosen]

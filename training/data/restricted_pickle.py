@@ -51,26 +51,38 @@ class _PickledArray:
         self.array = flat.reshape(shape, order="F" if fortran else "C")
 
 
-def _reconstruct(*_: Any) -> _PickledArray:
-    return _PickledArray()
+class _Reconstruct:
+    """Stands for NumPy's ``_reconstruct``; without attributes, so that a pickle cannot set any."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> _PickledArray:
+        return _PickledArray()
 
 
-def _encode(text: Any, encoding: Any = "latin-1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise DataError("bytes in an unexpected encoding")
-    return codecs.encode(text, "latin-1")
+class _Encode:
+    """Stands for ``_codecs.encode``, by which Python 3 writes bytes for Python 2."""
+
+    __slots__ = ()
+
+    def __call__(self, text: Any, encoding: Any = "latin-1") -> bytes:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise DataError("bytes in an unexpected encoding")
+        return codecs.encode(text, "latin-1")
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
+    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledDtype,
-    ("_codecs", "encode"): _encode,
+    ("_codecs", "encode"): _Encode(),
 }
 
 
-class _Unpickler(pickle.Unpickler):
+# Not the unpickler in C, which a few bytes can make allocate gigabytes: its memo is an array as
+# long as the largest index the file names. The one in Python has a dictionary.
+class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]
@@ -104,14 +116,16 @@ def load(file: IO[bytes], where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Replace the stand-ins for arrays by arrays, in the containers that data use."""
-    if isinstance(value, _PickledArray):
-        if value.array is None:
-            raise DataError("an array without content")
+    """Replace the stand-ins for arrays by arrays, and let nothing through that is not data."""
+    if isinstance(value, _PickledArray) and value.array is not None:
         return value.array
     if isinstance(value, dict):
         return {_text(key): _plain(item) for key, item in value.items()}
-    return value
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(item) for item in value)
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return value
+    raise DataError(f"it holds an object of type {type(value).__name__}")
 
 
 def _text(value: Any) -> Any:
