@@ -41,3 +41,16 @@ def test_every_linked_file_exists() -> None:
     assert len(links) >= 8
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_the_layer_shown_is_the_layers_code() -> None:
+    section = README[README.index("## A layer, whole") :]
+    (shown, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    source = (ROOT / "numpy_mlp/modules/linear.py").read_text(encoding="utf-8")
+    for line in shown.splitlines():
+        code = line.partition("#")[0].strip()
+        if code.startswith("return "):  # the file names and types what it returns
+            code = code.removeprefix("return ")
+        if code.startswith("def "):
+            code = code.partition("(")[0]
+        assert code in source, line
