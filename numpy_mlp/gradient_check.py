@@ -172,22 +172,30 @@ def check_gradients(
         tolerance: largest relative error that passes.
 
     Raises:
-        ValueError: ``x`` or a parameter is not float64.
+        ValueError: ``x`` or a parameter is not float64; ``forward`` or ``backward`` returns nothing
+            or modifies its argument; ``backward`` leaves a parameter without its gradient.
     """
     params: dict[str, Array] = getattr(module, "params", {})
     for name, array in {"x": x, **params}.items():
-        if array.dtype != np.float64:
-            raise ValueError(f"gradients are checked in float64, {name} is {array.dtype}")
+        dtype = getattr(array, "dtype", type(array).__name__)
+        if dtype != np.float64:
+            raise ValueError(
+                f"gradients are checked in float64, {name} is {dtype}; convert it with "
+                f"np.asarray({name}, dtype=np.float64)"
+            )
 
     def forward(_: Array) -> Array:
-        out: Array = copy.deepcopy(module).forward(x)
+        out: Array = copy.deepcopy(module).forward(x.copy())
         return out
 
-    dout = rng.standard_normal(forward(x).shape)
     worker = copy.deepcopy(module)
-    worker.forward(x)
-    dx = worker.backward(dout)
+    out = _unmodified(module, "forward", worker.forward, x)
+    dout = rng.standard_normal(np.shape(out))
+    dx = _unmodified(module, "backward", worker.backward, dout)
     grads: dict[str, Array] = getattr(worker, "grads", {})
+    for name in params:
+        if not isinstance(grads.get(name), np.ndarray):
+            raise ValueError(f"{type(module).__name__}.backward left no array in grads[{name!r}]")
     errors = [
         compare_gradients("x", dx, eval_numerical_gradient_array(forward, x, dout, h), tolerance)
     ]
@@ -198,6 +206,20 @@ def check_gradients(
         for name, param in params.items()
     ]
     return GradientReport(tuple(errors))
+
+
+def _unmodified(module: Any, method: str, call: Callable[[Array], Any], argument: Array) -> Array:
+    """Return ``call(argument)``; ValueError where it changes its argument or returns nothing."""
+    given = argument.copy()
+    result = call(given)
+    name = f"{type(module).__name__}.{method}"
+    if not isinstance(result, np.ndarray):
+        raise ValueError(f"{name} returned {type(result).__name__}; an array is expected")
+    if not np.array_equal(given, argument, equal_nan=True):
+        raise ValueError(
+            f"{name} modified its argument; make a new array instead (no `x *= ...`, no `x[...] =`)"
+        )
+    return result
 
 
 def check_loss_gradient(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -19,15 +21,17 @@ from numpy_mlp.optim import (
     cosine_schedule,
     step_schedule,
 )
+from training.checkpoint import load_arrays
 from training.cli import guarded
 from training.config import MLPSettings, TrainSettings, parse_command_line
 from training.data import Dataset
+from training.data.preprocess import Preprocessing
 from training.errors import UserError
 from training.metrics import confusion_matrix, confusion_matrix_to_metrics
 from training.presets import MLP_PRESETS
 from training.run import Backend, run
 
-__all__ = ["confusion_matrix", "confusion_matrix_to_metrics", "main"]
+__all__ = ["confusion_matrix", "confusion_matrix_to_metrics", "load_run", "main"]
 
 
 def build_learner(settings: MLPSettings, dataset: Dataset) -> NumpyLearner:
@@ -67,6 +71,36 @@ def check_batch_norm(settings: MLPSettings, n_images: int) -> None:
             f"--batch-size {settings.batch_size} leaves a batch of one of the {n_images} training "
             f"images, which --batch-norm cannot normalise; choose another size"
         )
+
+
+def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
+    """Return the trained network of a run, what turns pixels into its inputs, and the class names.
+
+    ``model.forward(preprocessing(images).reshape(len(images), -1))`` are the probabilities of the
+    classes for uint8 images (N, C, H, W).
+
+    Args:
+        folder: of a finished run of this command.
+
+    Raises:
+        DataError: ``model.safetensors`` is missing or damaged.
+    """
+    weights, texts = load_arrays(Path(folder) / "model.safetensors")
+    about, fitted = json.loads(texts["model"]), json.loads(texts["preprocessing"])
+    model = MLP(
+        math.prod(about["image_shape"]),
+        about["hidden_dims"],
+        len(about["class_names"]),
+        about["neg_slope"],
+        activation=about["activation"],
+        dropout=about["dropout"],
+        batch_norm=about["batch_norm"],
+        dtype=about["dtype"],
+    )
+    model.load_state_dict(weights)
+    model.eval()
+    mean, scale = np.array(fitted["mean"]), np.array(fitted["scale"])
+    return model, Preprocessing(mean, scale, about["dtype"]), tuple(about["class_names"])
 
 
 def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
+from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,3 +57,16 @@ def test_the_layer_shown_is_the_layers_code() -> None:
         if code.startswith("def "):
             code = code.partition("(")[0]
         assert code in source, line
+
+
+def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from scripts.train_mlp_numpy import main
+
+    folder = tmp_path / "run"
+    assert main(["--max-steps", "50", "--quiet", "--out", str(folder)]) == 0
+    section = README[README.index("Use the weights from Python") :]
+    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    capsys.readouterr()
+    exec(compile(code.replace("runs/NAME", str(folder)), "README.md", "exec"), {})
+    shown = float(capsys.readouterr().out)
+    assert shown == json.loads((folder / "summary.json").read_text())["test_accuracy"]

@@ -32,7 +32,7 @@ def guarded(main: Callable[[], int]) -> int:
             f"out of memory ({error}); try a smaller --batch-size or fewer hidden units"
         )
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("interrupted; the last checkpoint, if there is one, is whole", file=sys.stderr)
         return 130
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from training.data import cifar10, mnist
 from training.data.augment import AUGMENTATIONS
 from training.data.dataset import DATASETS
 from training.data.preprocess import PREPROCESSING
@@ -57,7 +58,9 @@ class TrainSettings:
     """What every training command can be told: data, optimisation, evaluation, output."""
 
     dataset: str = setting(
-        "digits", "what to learn; cifar10 where only --data-dir is given", choices=list(DATASETS)
+        "digits",
+        "what to learn; where only --data-dir is given, what is there",
+        choices=list(DATASETS),
     )
     data_dir: str | None = setting(
         None, "folder to search for the data (default: $HANDGRAD_DATA_DIR or a per-user cache)"
@@ -220,7 +223,7 @@ def parse_command_line(
         raise UserError("--epochs and --max-steps exclude each other; give one of them")
     values: dict[str, Any] = {**presets.get(preset or "", {}), **explicit}
     if "dataset" not in values and "data_dir" in values:
-        values["dataset"] = "cifar10"
+        values["dataset"] = _dataset_in(Path(values["data_dir"]))
     values = {**_DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
     if values.get("optimizer") == "adamw":
         values.setdefault("lr", _ADAMW_LR)
@@ -228,7 +231,12 @@ def parse_command_line(
         values["max_steps"] = None
     elif "max_steps" in values:
         values["epochs"] = None
+    if values.get("neg_slope") is not None:
+        values.setdefault("activation", "leaky_relu")
     check_settings(values, fields)
+    if values.get("schedule") != "step" and (given := {"step_size", "gamma"} & explicit.keys()):
+        option = sorted(given)[0].replace("_", "-")
+        raise UserError(f"--{option} is for --schedule step")
     if resume is not None:
         given = explicit.keys() | ({"preset"} if preset is not None else set())
         if fixed := sorted(given - _RESUMABLE):
@@ -243,6 +251,11 @@ def parse_command_line(
         text=shlex.join([prog, *argv]),
         invocation=_invocation(prog),
     )
+
+
+def _dataset_in(folder: Path) -> str:
+    """Return the dataset whose files are below ``folder``: CIFAR-10, unless only MNIST is there."""
+    return "mnist" if not cifar10.is_below(folder) and mnist.is_below(folder) else "cifar10"
 
 
 def _invocation(prog: str) -> str:
@@ -336,8 +349,8 @@ def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.F
             "--momentum and --nesterov are for --optimizer sgd; with adamw, give --momentum 0 "
             "--no-nesterov"
         )
-    activation = values.get("activation", "relu")
-    if values.get("neg_slope") is not None and activation not in ("relu", "leaky_relu"):
+    activation = values.get("activation", "leaky_relu")
+    if values.get("neg_slope") is not None and activation != "leaky_relu":
         raise UserError(f"--neg-slope is for --activation leaky_relu, not {activation}")
     if values.get("nesterov") and not values.get("momentum"):
         raise UserError("--nesterov needs a --momentum above 0")
@@ -359,7 +372,11 @@ def _make_parser(
     parser.add_argument(
         "--preset", metavar="NAME", help=f"start from the settings of: {', '.join(presets)}"
     )
-    parser.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    parser.add_argument(
+        "--resume",
+        metavar="DIR",
+        help="go on with the run in this folder; --epochs or --max-steps extend it",
+    )
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         option = f"--{field.name.replace('_', '-')}"
@@ -386,9 +403,8 @@ def _make_parser(
                 help=help_text,
             )
         else:
-            parser.add_argument(
-                option, type=_converter(element), metavar=_metavar(element), help=help_text
-            )
+            metavar = "DIR" if field.name in ("data_dir", "out") else _metavar(element)
+            parser.add_argument(option, type=_converter(element), metavar=metavar, help=help_text)
     return parser
 
 

@@ -234,9 +234,12 @@ class Loop:
         kept = "There is no checkpoint yet"
         if self._saved_step is not None:
             kept = f"The checkpoint of step {self._saved_step} stays: {self.checkpoint_path}"
+        hint = "start again, in another folder, with a lower --lr or with --warmup-steps"
+        if step == 0:
+            hint = "start again with a lower --weight-std"
         raise DivergedError(
             f"the {what} became {value} at step {step} (learning rate {self.schedule(step):g}); "
-            f"{'lower --lr, or add --warmup-steps' if step else 'lower --weight-std'}. {kept}"
+            f"{hint}. {kept}"
         )
 
     def _bar(self) -> tqdm[Any]:

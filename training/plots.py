@@ -10,33 +10,56 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from training.data.dataset import Images
 from training.files import write_atomically
 from training.metrics import Row
 
+_SHOWN_UNITS = 100
 # Okabe and Ito's palette: distinguishable without full colour vision.
 _COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 
 
-def plot_curve(path: Path, rows: Sequence[Row], quantity: str, steps_per_epoch: int) -> None:
-    """Draw ``loss`` or ``accuracy`` of every evaluated split over steps, with epochs on top."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+def plot_curve(
+    path: Path, rows: Sequence[Row], quantity: str, steps_per_epoch: int, title: str, best_step: int
+) -> None:
+    """Draw ``loss`` or ``accuracy`` of every evaluated split over steps, with epochs on top.
+
+    The loss has a logarithmic axis, and the accuracy one in the logarithm of the error: what
+    happens late in training can be seen beside the first steps. A dotted line marks the step whose
+    weights were kept. Training values are means over an interval and stand at its middle.
+    """
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for split, colour in _COLOURS.items():
         points = [(row.step, getattr(row, quantity)) for row in rows if row.split == split]
-        if points:
-            steps, values = zip(*points, strict=True)
-            mark = "o" if len(points) <= 40 else None
-            label = f"{split} (mean since the last point)" if split == "train" else split
-            axes.plot(
-                steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label
-            )
+        if not points:
+            continue
+        steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
+        if split == "train":
+            steps = (steps + np.concatenate(([0], steps[:-1]))) / 2
+        mark = "o" if len(points) <= 40 else None
+        label = "train (mean of each interval)" if split == "train" else split
+        axes.plot(
+            steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label
+        )
+    values = np.array([getattr(row, quantity) for row in rows])
+    if quantity == "loss":
+        axes.set_ylabel("cross-entropy loss (nats)")
+        if len(values) and values.min() > 0 and values.max() > 4 * values.min():
+            axes.set_yscale("log")
+    else:
+        axes.set_ylabel("accuracy")
+        _scale_by_error(axes, values)
+    if best_step:
+        axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")
     axes.set_xlabel("step")
-    axes.set_ylabel("cross-entropy loss (nats)" if quantity == "loss" else quantity)
-    axes.grid(alpha=0.3)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.3, which="both")
     if axes.has_data():
         axes.legend()
     above = axes.secondary_xaxis(
@@ -50,6 +73,24 @@ def plot_curve(path: Path, rows: Sequence[Row], quantity: str, steps_per_epoch: 
     _save(figure, path)
 
 
+def _scale_by_error(axes: Any, accuracies: NDArray[Any]) -> None:
+    """Stretch an axis of accuracies near 1, as far as errors get small; others stay linear."""
+    if not len(accuracies) or accuracies.max() < 0.9:
+        return
+    least = max(1e-4, 1 - accuracies[accuracies < 1].max(initial=0.0))
+    axes.set_yscale(
+        "function",
+        functions=(
+            lambda accuracy: -np.log10(np.maximum(1 - np.asarray(accuracy), least / 2)),
+            lambda height: 1 - 10.0 ** -np.asarray(height),
+        ),
+    )
+    ticks = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999]
+    axes.set_yticks([tick for tick in ticks if accuracies.min() - 0.1 <= tick < 1 - least / 2])
+    axes.yaxis.set_major_formatter(lambda accuracy, _: f"{accuracy:.3f}".rstrip("0").rstrip("."))
+    axes.set_ylim(accuracies.min(), 1 - least / 2)
+
+
 def plot_confusion_matrix(
     path: Path, counts: NDArray[np.int64], class_names: Sequence[str]
 ) -> None:
@@ -58,11 +99,12 @@ def plot_confusion_matrix(
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     figure = Figure(figsize=(7.5, 6.5), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    # The root brings out the few mistakes of a good network.
+    image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.85)
     for (true, predicted), count in np.ndenumerate(counts):
         if count:
-            colour = "white" if share[true, predicted] > 0.5 else "black"
+            colour = "white" if share[true, predicted] > 0.3 else "black"
             axes.text(
                 predicted, true, str(count), ha="center", va="center", fontsize=8, color=colour
             )
@@ -74,7 +116,10 @@ def plot_confusion_matrix(
     axes.set_yticks(range(n), class_names)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    axes.set_title(f"test accuracy {np.trace(counts) / max(1, counts.sum()):.4f}")
+    axes.set_title(
+        f"numbers of test images; accuracy {np.trace(counts) / max(1, counts.sum()):.4f}",
+        fontsize=11,
+    )
     _save(figure, path)
 
 
@@ -85,10 +130,18 @@ def plot_predictions(
     predicted: NDArray[Any],
     class_names: Sequence[str],
 ) -> None:
-    """Draw the first test images with the predicted class, and the true one where it differs."""
+    """Draw the first test images and, below them, images that the network gets wrong.
+
+    Above each image stands the predicted class, and in brackets the true one where it differs;
+    wrong predictions also have a frame.
+    """
     rows, columns = 4, 8
-    n = min(rows * columns, len(images))
-    right = int((labels[:n] == predicted[:n]).sum())
+    half = rows * columns // 2
+    wrong = predicted != labels
+    mistakes = np.flatnonzero(wrong)
+    mistakes = mistakes[mistakes >= half][:half]
+    shown = [*range(min(half, len(images))), *mistakes]
+    right = int((~wrong).sum())
     # One picture of all of them: an axes each would take longer to draw than to train a network.
     _, channels, height, width = images.shape
     cell_height, cell_width = round(height * 1.55), round(width * 1.25)
@@ -96,22 +149,33 @@ def plot_predictions(
     figure = Figure(figsize=(10, 10 * sheet.shape[1] / sheet.shape[2] + 0.5), layout="constrained")
     axes = figure.add_subplot()
     axes.axis("off")
-    axes.set_title(f"the first {n} test images: {right} right, {n - right} wrong", fontsize=12)
-    for i in range(n):
-        top = i // columns * cell_height + (cell_height - height)
-        left = i % columns * cell_width + (cell_width - width) // 2
+    axes.set_title(
+        f"predicted class (true class): the first {min(half, len(images))} test images, then "
+        f"{len(mistakes)} of the {len(images) - right} mistakes among {len(images)}",
+        fontsize=11,
+    )
+    for place, i in enumerate(shown):
+        place = place if place < half else place - min(half, len(images)) + half
+        top = place // columns * cell_height + (cell_height - height)
+        left = place % columns * cell_width + (cell_width - width) // 2
         sheet[:, top : top + height, left : left + width] = images[i] / 255.0
-        name, wrong = class_names[predicted[i]], labels[i] != predicted[i]
-        text = f"{name}\n(is {class_names[labels[i]]})" if wrong else name
-        colour = "#C03000" if wrong else "#006644"
+        name = class_names[predicted[i]]
+        text = f"{name}\n({class_names[labels[i]]})" if wrong[i] else name
+        colour = "#C03000" if wrong[i] else "#006644"
         middle = left + width / 2
         axes.text(middle, top - 1, text, fontsize=9, color=colour, ha="center", va="bottom")
+        if wrong[i]:
+            corner = (left - 0.5, top - 0.5)
+            axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, lw=2))
     axes.imshow(_displayable(sheet), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     _save(figure, path)
 
 
 def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, int, int]) -> None:
-    """Draw the weights of the first layer's units as images, each stretched to its own range.
+    """Draw the weights of the first layer's units as images: the hundred with the largest norm.
+
+    Each image is stretched to its own range, symmetric about zero. Of one channel: blue is
+    negative, red positive, white zero. Of three: the weights of red, green and blue, grey is zero.
 
     Args:
         path: where the picture goes.
@@ -121,25 +185,28 @@ def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, i
     channels, height, width = image_shape
     if weight.shape[1] != channels * height * width:
         height = width = math.isqrt(weight.shape[1] // channels)
-    filters = weight[:256].reshape(-1, channels, height, width).astype(np.float64)
-    # Symmetric about zero, so that grey is no weight at all, whatever the filter's range.
+    largest = np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")[:_SHOWN_UNITS]
+    filters = weight[largest].reshape(-1, channels, height, width).astype(np.float64)
     limit = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     filters = 0.5 + 0.5 * filters / np.where(limit == 0, 1, limit)
     columns = math.ceil(math.sqrt(len(filters)))
     rows = math.ceil(len(filters) / columns)
     gap = 1 if height < 16 else 2
-    sheet = np.ones((channels, rows * (height + gap) + gap, columns * (width + gap) + gap))
+    # NaN is drawn as nothing, the background.
+    shape = (channels, rows * (height + gap) + gap, columns * (width + gap) + gap)
+    sheet = np.full(shape, 1.0 if channels == 3 else np.nan)
     for i, image in enumerate(filters):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    figure = Figure(figsize=(7, 7 * sheet.shape[1] / sheet.shape[2] + 0.4), layout="constrained")
+    figure = Figure(figsize=(7, 7 * shape[1] / shape[2] + 0.6), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(_displayable(sheet), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(_displayable(sheet), cmap="RdBu_r", vmin=0, vmax=1, interpolation="nearest")
     axes.axis("off")
-    shown = (
-        f"the first {len(filters)} of {len(weight)}" if len(weight) > 256 else f"all {len(weight)}"
+    which = f"{len(filters)} largest of {len(weight)}" if len(weight) > len(filters) else "all"
+    zero = "grey is zero" if channels == 3 else "blue negative, white zero, red positive"
+    axes.set_title(
+        f"weights of the first layer, {which} units\neach on its own scale: {zero}", fontsize=10
     )
-    axes.set_title(f"weights of the first layer, {shown} units (grey is zero)", fontsize=11)
     _save(figure, path)
 
 

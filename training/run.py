@@ -29,7 +29,7 @@ from training.errors import DataError, UserError
 from training.files import write_atomically
 from training.learner import Learner
 from training.loop import Loop, evaluate
-from training.metrics import MetricsFile, Row, confusion_matrix_to_metrics, count_confusions
+from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
 
 _EVAL_BATCH = 500  # inputs of this many CIFAR-10 images stay in a processor's cache
 
@@ -74,8 +74,10 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
     if settings.data_dir is not None:
         # Absolute, so that the run can be resumed from any folder.
         data_dir = Path(settings.data_dir).expanduser().absolute()
-        if data_dir.exists() and not data_dir.is_dir():
-            raise UserError(f"--data-dir {settings.data_dir} is a file; a folder is expected")
+        if not data_dir.is_dir():
+            state = "is a file; a folder is expected" if data_dir.exists() else "does not exist"
+            hint = "" if data_dir.exists() else "; make it first if the data are to go there"
+            raise UserError(f"--data-dir {settings.data_dir} {state}{hint}")
         settings = dataclasses.replace(settings, data_dir=str(data_dir))
     dataset = load_dataset(
         settings.dataset, data_dir, validation_size=settings.validation_size, seed=settings.seed
@@ -117,7 +119,9 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         _take_up(loop, checkpoint, folder, fingerprint)
     try:
         # Only now: a run that cannot be resumed as asked keeps what it has.
-        write_atomically(folder / "config.json", _config(command, settings, fingerprint))
+        before = [] if is_new else _read_config(folder).get("commands", [])
+        commands = [*before, command.text]
+        write_atomically(folder / "config.json", _config(commands, settings, fingerprint))
         loop.metrics.create()
         return _train(command, settings, dataset, preprocessing, loop, folder)
     except BaseException:
@@ -158,7 +162,7 @@ def _train(
         assert loop.stop_signal is not None
         print(
             f"stopped after step {loop.progress.step} of {total_steps}; go on with: "
-            f"{command.invocation} --resume {shlex.quote(str(folder))}",
+            f"{command.invocation} --resume {shlex.quote(str(folder.absolute()))}",
             file=sys.stderr,
         )
         return 128 + loop.stop_signal
@@ -223,26 +227,31 @@ def _finish(
     save_arrays(
         folder / "model.safetensors", weights, _model_metadata(settings, dataset, preprocessing)
     )
-    _draw(
-        folder, dataset, learner, loop.metrics.rows, len(loop.train_loader), confusions, predicted
-    )
+    _draw(folder, settings, dataset, loop, confusions, predicted)
     return summary
 
 
 def _draw(
     folder: Path,
+    settings: TrainSettings,
     dataset: Dataset,
-    learner: Learner,
-    rows: list[Row],
-    steps_per_epoch: int,
+    loop: Loop,
     confusions: NDArray[np.int64],
     predicted: NDArray[Any],
 ) -> None:
     # Matplotlib takes as long to import as a small network to train.
     from training import plots
 
+    accuracy = np.trace(confusions) / confusions.sum()
+    title = (
+        f"{dataset.name}, {settings.optimizer}, learning rate {settings.lr:g}, batches of "
+        f"{settings.batch_size}: test accuracy {accuracy:.4f}"
+    )
+    best_step = loop.progress.best_step if loop.best_weights else 0
+    rows, steps_per_epoch = loop.metrics.rows, len(loop.train_loader)
     for quantity in ("loss", "accuracy"):
-        plots.plot_curve(folder / f"{quantity}.png", rows, quantity, steps_per_epoch)
+        path = folder / f"{quantity}.png"
+        plots.plot_curve(path, rows, quantity, steps_per_epoch, title, best_step)
     plots.plot_confusion_matrix(folder / "confusion_matrix.png", confusions, dataset.class_names)
     plots.plot_predictions(
         folder / "predictions.png",
@@ -251,7 +260,8 @@ def _draw(
         predicted,
         dataset.class_names,
     )
-    plots.plot_first_layer(folder / "first_layer.png", learner.first_layer(), dataset.image_shape)
+    weight = loop.learner.first_layer()
+    plots.plot_first_layer(folder / "first_layer.png", weight, dataset.image_shape)
 
 
 def count_parameters(weights: Mapping[str, NDArray[Any]]) -> int:
@@ -346,8 +356,8 @@ def _remove_stillborn(folder: Path) -> None:
         folder.rmdir()
 
 
-def _config(command: Command[SettingsT], settings: SettingsT, fingerprint: str) -> bytes:
-    config = {"command": command.text, "settings": asdict(settings), "data": fingerprint}
+def _config(commands: list[str], settings: TrainSettings, fingerprint: str) -> bytes:
+    config = {"commands": commands, "settings": asdict(settings), "data": fingerprint}
     return _json({**config, **describe_environment()})
 
 

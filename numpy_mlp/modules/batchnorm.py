@@ -102,10 +102,15 @@ class BatchNormModule(Module):
 
             dweight = Σ_n δ[n] · x_hat[n],          dbias = Σ_n δ[n].
 
-        x[m] reaches x_hat[n] directly, through μ, and through σ². With s = inv_std,
-        ∂μ/∂x[m] = 1/N and ∂s/∂x[m] = -s³ (x[m] - μ)/N = -s² x_hat[m]/N:
+        One x[m] reaches every x_hat[n] = (x[n] - μ) s, where s = inv_std = (σ² + eps)^(-1/2), on
+        three paths. Directly, for n = m. Through the mean, ∂μ/∂x[m] = 1/N. And through the variance
+        σ² = 1/N Σ_n (x[n] - μ)², whose part through μ vanishes, as deviations sum to 0:
 
-            ∂x_hat[n]/∂x[m] = s ([n = m] - 1/N - x_hat[n] x_hat[m] / N)
+            ∂σ²/∂x[m] = 2/N (x[m] - μ),   ∂s/∂σ² = -s³/2   ⇒   ∂s/∂x[m] = -s² x_hat[m] / N
+
+        The product rule puts them together, one term a path; [n = m] is 1 if n = m, else 0:
+
+            ∂x_hat[n]/∂x[m] = s [n = m]  -  s/N  -  s x_hat[n] x_hat[m] / N
 
         Summing g[n] times this over n:
 

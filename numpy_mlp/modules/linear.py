@@ -89,12 +89,15 @@ class LinearModule(Module):
     def backward(self, dout: Array) -> Array:
         r"""Store ∂L/∂W and ∂L/∂b in ``grads`` and return ∂L/∂x.
 
-        With δ = ``dout`` = ∂L/∂y, the chain rule sums over every output that an entry touches,
-        and ∂y[n,o]/∂x[m,i] = W[o,i] if n = m, else 0:
+        With δ = ``dout`` = ∂L/∂y, the chain rule sums over every output that an entry touches:
 
-            ∂L/∂x[n,i] = Σ_o δ[n,o] W[o,i]                         ⇒   dx = δ W
+            ∂L/∂x[m,i] = Σ_n Σ_o ∂L/∂y[n,o] · ∂y[n,o]/∂x[m,i]
 
-        See :meth:`backward_parameters` for the other two.
+        and a row of y depends on that row of x alone, ∂y[n,o]/∂x[m,i] = W[o,i] if n = m, else 0:
+
+            ∂L/∂x[m,i] = Σ_o δ[m,o] W[o,i]                         ⇒   dx = δ W
+
+        For the gradients of weight and bias see :meth:`backward_parameters`.
         """
         self.backward_parameters(dout)
         dx: Array = dout @ self.params["weight"]  # (N, out) @ (out, in) -> (N, in)

@@ -35,7 +35,8 @@ class SoftMaxModule(Module):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x.
 
-        Every output of a row depends on every input of it, ∂y[c]/∂x[k] = y[c] ([c = k] - y[k]), so
+        Every output of a row depends on every input of it, ∂y[c]/∂x[k] = y[c] ([c = k] - y[k]),
+        where [c = k] is 1 if c = k, else 0; so, with δ = ``dout``,
 
             ∂L/∂x[k] = Σ_c δ[c] y[c] ([c = k] - y[k])
                      = y[k] (δ[k] - Σ_c δ[c] y[c])         ⇒   dx = y * (dout - Σ_c dout*y)

@@ -153,3 +153,59 @@ def test_the_module_under_test_is_left_alone(rng: np.random.Generator) -> None:
     check_gradients(layer, rng.standard_normal((5, 3)), rng=rng)
     assert not layer.running_mean.any()
     assert not layer.grads["weight"].any()
+
+
+class _Square(ELUModule):
+    """x², with one of the mistakes of a first layer."""
+
+    def __init__(self, mistake: str) -> None:
+        super().__init__()
+        self.mistake = mistake
+        self.params, self.grads = {"weight": np.ones(1)}, {"weight": np.ones(1)}
+        if mistake == "no gradient":
+            self.grads = {}
+
+    def forward(self, x: Array) -> Array:
+        self._remember(x)
+        if self.mistake == "changes x":
+            x *= x
+            return x
+        y: Array = self.params["weight"] * x**2
+        return None if self.mistake == "no output" else y  # type: ignore[return-value]
+
+    def backward(self, dout: Array) -> Array:
+        (x,) = self._recall()
+        if self.mistake != "no gradient":
+            self.grads["weight"] = np.array([(dout * x**2).sum()])
+        if self.mistake == "changes dout":
+            dout *= 0
+            return dout
+        if self.mistake == "no input gradient":
+            return None  # type: ignore[return-value]
+        return 2 * x * dout
+
+
+@pytest.mark.parametrize(
+    ("mistake", "named"),
+    [
+        ("changes x", r"forward modified its argument"),
+        ("changes dout", r"backward modified its argument"),
+        ("no output", r"forward returned NoneType"),
+        ("no input gradient", r"backward returned NoneType"),
+        ("no gradient", r"no array in grads\['weight'\]"),
+    ],
+)
+def test_mistakes_of_a_first_layer_are_named(
+    mistake: str, named: str, rng: np.random.Generator
+) -> None:
+    x = rng.standard_normal((4, 3))
+    before = x.copy()
+    assert check_gradients(_Square("none"), x, rng=rng).passed
+    with pytest.raises(ValueError, match=named):
+        check_gradients(_Square(mistake), x, rng=rng)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_a_list_is_refused_with_advice(rng: np.random.Generator) -> None:
+    with pytest.raises(ValueError, match=r"x is list; convert it"):
+        check_gradients(SoftMaxModule(), [[1.0, 2.0]], rng=rng)  # type: ignore[arg-type]

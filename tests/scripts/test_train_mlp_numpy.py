@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from data_files import write_cifar
+from data_files import write_cifar, write_mnist
 from matplotlib.image import imread
 
-from scripts.train_mlp_numpy import build_learner, build_schedule, main
+from scripts.train_mlp_numpy import build_learner, build_schedule, load_run, main
 from training.checkpoint import Checkpoint, load_arrays
 from training.config import MLPSettings
 from training.data import load_dataset
@@ -89,7 +89,7 @@ def test_summary(default_run: tuple[Path, str]) -> None:
 def test_config(default_run: tuple[Path, str]) -> None:
     folder, _ = default_run
     config = json.loads((folder / "config.json").read_text())
-    assert config["command"] == f"train-mlp-numpy --out {folder}"
+    assert config["commands"] == [f"train-mlp-numpy --out {folder}"]
     assert config["settings"]["lr"] == 0.1 and config["settings"]["dataset"] == "digits"
     assert config["settings"].keys() == MLPSettings.__dataclass_fields__.keys()
     assert config["versions"]["numpy"] == np.__version__
@@ -423,3 +423,60 @@ def test_cifar10_in_a_hundred_steps(real_data: Path, tmp_path: Path) -> None:
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [(row.step, row.split) for row in rows] == [(0, "test"), (100, "train"), (100, "test")]
     assert rows[0].loss == pytest.approx(np.log(10), abs=0.01), "knows nothing yet"
+
+
+@pytest.mark.parametrize("options", ["", "--batch-norm --dropout 0.2 --activation elu"])
+def test_a_run_can_be_used_from_python(tmp_path: Path, options: str) -> None:
+    folder = tmp_path / "run"
+    argv = [*options.split(), "--max-steps", "60", "--preprocess", "mean-image", "--lr", "0.001"]
+    assert main([*argv, "--quiet", "--out", str(folder)]) == 0
+    model, preprocessing, class_names = load_run(folder)
+    test = load_dataset("digits").test
+    predicted = model.forward(preprocessing(test.images).reshape(len(test), -1)).argmax(axis=1)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (predicted == test.labels).mean() == summary["test_accuracy"]
+    assert class_names == tuple("0123456789")
+
+
+def test_the_commands_of_a_run_are_all_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(["--max-steps", "3", "--quiet", "--out", str(folder)]) == 0
+    assert main(["--resume", str(folder), "--max-steps", "4"]) == 0
+    commands = json.loads((folder / "config.json").read_text())["commands"]
+    assert commands[0].startswith("train-mlp-numpy --max-steps 3")
+    assert commands[1].endswith("--max-steps 4") and len(commands) == 2
+
+
+def test_the_data_folder_says_what_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path / "numbers", n=30)
+    write_cifar(tmp_path / "both" / "cifar-10-batches-py")
+    write_mnist(tmp_path / "both" / "MNIST" / "raw", n=30)
+    for name, expected in (("numbers", "mnist"), ("both", "cifar10")):
+        folder = tmp_path / f"run-{name}"
+        argv = ["--data-dir", str(tmp_path / name), "--batch-size", "9", "--max-steps", "2"]
+        assert main([*argv, "--quiet", "--out", str(folder)]) == 0
+        assert json.loads((folder / "summary.json").read_text())["dataset"] == expected
+    _assert_refused(["--data-dir", str(tmp_path / "typo")], "does not exist", capsys)
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--activation", "relu", "--neg-slope", "0.1"], "--neg-slope"),
+        (["--step-size", "5"], "--step-size is for --schedule step"),
+        (["--gamma", "0.5", "--schedule", "cosine"], "--gamma is for --schedule step"),
+    ],
+)
+def test_options_that_would_contradict_or_be_ignored(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _assert_refused(argv, named, capsys)
+
+
+def test_neg_slope_alone_is_recorded_as_what_it_is(tmp_path: Path) -> None:
+    argv = ["--neg-slope", "0.1", "--max-steps", "2", "--quiet", "--out", str(tmp_path / "run")]
+    assert main(argv) == 0
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (settings["activation"], settings["neg_slope"]) == ("leaky_relu", 0.1)

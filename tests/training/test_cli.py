@@ -46,7 +46,7 @@ def test_status_is_passed_on(status: int, capsys: pytest.CaptureFixture[str]) ->
             "error: out of memory (Unable to allocate 9 GiB); try a smaller --batch-size or fewer "
             "hidden units",
         ),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted; the last checkpoint, if there is one, is whole"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )

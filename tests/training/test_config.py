@@ -234,7 +234,7 @@ def test_override_of_a_run_in_steps() -> None:
         "--preset uva-2018",
         "--hidden-dims --augment flip crop --eval-splits test --max-steps 3",
         "--hidden_dims 5 6 --neg_slope 0.1 --nesterov --momentum 0.9 --threads 2 --data_dir D",
-        "--weight-std 1e-4 --dropout 0.5 --batch-norm --step-size 7 --target-accuracy 0.5",
+        "--weight-std 1e-4 --batch-norm --schedule step --step-size 7 --target-accuracy 0.5",
         "--lr 1 --validation-size 0",
     ],
 )

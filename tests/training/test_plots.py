@@ -33,14 +33,14 @@ CURVES = {
 @pytest.mark.parametrize("rows", CURVES.values(), ids=CURVES.keys())
 @pytest.mark.parametrize("quantity", ["loss", "accuracy"])
 def test_curve(tmp_path: Path, rows: list[Row], quantity: str) -> None:
-    plots.plot_curve(tmp_path / "curve.png", rows, quantity, steps_per_epoch=10)
+    plots.plot_curve(tmp_path / "curve.png", rows, quantity, 10, "title", best_step=5)
     _assert_picture(tmp_path / "curve.png")
 
 
 def test_curves_of_other_rows_differ(tmp_path: Path) -> None:
     for name, losses in (("a", [1.0, 2.0]), ("b", [2.0, 1.0])):
         rows = [_row(step, "test", loss) for step, loss in enumerate(losses)]
-        plots.plot_curve(tmp_path / f"{name}.png", rows, "loss", 10)
+        plots.plot_curve(tmp_path / f"{name}.png", rows, "loss", 10, "title", 0)
     a, b = (_assert_picture(tmp_path / f"{name}.png") for name in "ab")
     assert a.shape != b.shape or not np.array_equal(a, b)
 

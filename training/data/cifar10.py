@@ -48,6 +48,11 @@ _PIXELS = 3 * 32 * 32
 _FILE_LIMIT = 64 * 2**20  # bytes; an official batch holds 31 million
 
 
+def is_below(folder: Path) -> bool:
+    """Say whether there are CIFAR-10 files in ``folder`` or below it."""
+    return find_file(folder, ("data_batch_1", ARCHIVE)) is not None
+
+
 def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[Any], ...]:
     """Return train images (50000, 3, 32, 32) and labels, test images and labels.
 

@@ -38,6 +38,11 @@ _OFFICIAL = {
 }
 
 
+def is_below(folder: Path) -> bool:
+    """Say whether there are MNIST files in ``folder`` or below it."""
+    return find_file(folder, (_NAMES[0], f"{_NAMES[0]}.gz")) is not None
+
+
 def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[Any], ...]:
     """Return train images (N, 1, 28, 28) and labels, test images and labels.
 
