@@ -93,7 +93,7 @@ class CustomBatchNormAutograd(_BatchNorm):
             var = centred.square().mean(dims)  # (C,)
             update_running(self.running_mean, self.running_var, mean, var, n, momentum)
         else:
-            centred, var = x - self.running_mean.view(shape), self.running_var
+            centred, var = x - self.running_mean.view(shape), self.running_var.to(x.dtype)
         x_hat = centred * torch.rsqrt(var + self.eps).view(shape)
         return (self.gamma.view(shape) * x_hat + self.beta.view(shape)).to(input.dtype)
 
@@ -143,7 +143,7 @@ class CustomBatchNormManualFunction(torch.autograd.Function):
             var = y.square_().sum(dims).div_(n)  # (C,)
             update_running(running_mean, running_var, mean, var, n, momentum)
         else:
-            mean, var = running_mean, running_var
+            mean, var = running_mean.to(x.dtype), running_var.to(x.dtype)
             y = torch.empty_like(x)
         inv_std = torch.rsqrt(var + eps)  # (C,)
         scale = gamma * inv_std

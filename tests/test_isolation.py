@@ -28,7 +28,7 @@ def test_the_numpy_command_never_imports_torch(tmp_path) -> None:  # type: ignor
     assert not modules & {"torch", "torchvision", "sklearn", "scipy"}
 
 
-@pytest.mark.parametrize("package", ["numpy_mlp.learner", "training.run"])
+@pytest.mark.parametrize("package", ["numpy_mlp.learner", "custom_modules", "training.run"])
 def test_packages_stand_alone(package: str) -> None:
     modules = _modules_after(f"import {package}")
     assert modules & OURS == {package.partition(".")[0]}

@@ -242,6 +242,9 @@ def test_channels_last_stays_channels_last(module: Module) -> None:
         assert t.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, twin(x), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(grads, _gradients(twin, x, dout), rtol=1e-4, atol=1e-5)
+    layer = module(C, track_running_stats=True).eval()
+    for t in (layer(x), _gradients(layer, x, dout)[0]):
+        assert t.is_contiguous(memory_format=torch.channels_last)
 
 
 @both_shapes
@@ -278,6 +281,32 @@ def test_a_large_mean_costs_no_more_digits_than_in_pytorch(
         ("y", "dx", "dgamma", "dbeta"), ours, theirs, floors, strict=True
     ):
         assert our <= 10 * their + floor, f"{name}: error {our:.2e}, PyTorch's {their:.2e}"
+
+
+def test_the_gradient_of_gamma_does_not_cancel_when_the_mean_is_large() -> None:
+    # Multiples of 1/64 around 1024, in pairs: their mean, and x - mean, are exact in float32.
+    half = torch.randint(1, 200, (512, C)) / 64
+    x = torch.cat([1024 + half, 1024 - half])
+    dout = torch.randn(x.shape) + 1
+    layer = CustomBatchNormManualModule(C)
+    (dgamma,) = torch.autograd.grad(layer(x), layer.gamma, dout)
+    (expected,) = torch.autograd.grad(layer.double()(x.double()), layer.gamma, dout.double())
+    torch.testing.assert_close(dgamma.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+@both_modules
+def test_a_module_all_in_bfloat16(module: Module) -> None:
+    layer = _fill(module(C, track_running_stats=True)).bfloat16()
+    twin = _builtin(2, track=True).bfloat16()
+    x = torch.randn(64, C).bfloat16().requires_grad_()
+    dout = torch.randn(64, C).bfloat16()
+    for _ in ("training", "evaluation"):
+        torch.testing.assert_close(layer(x), twin(x), rtol=2**-6, atol=2**-5)
+        grads = _gradients(layer, x, dout)
+        assert {g.dtype for g in grads} == {torch.bfloat16}
+        torch.testing.assert_close(grads, _gradients(twin, x, dout), rtol=2**-5, atol=2**-4)
+        layer.eval()
+        twin.eval()
 
 
 @both_shapes
