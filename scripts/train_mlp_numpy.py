@@ -12,21 +12,13 @@ import numpy as np
 
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
-from numpy_mlp.optim import (
-    SGD,
-    AdamW,
-    Optimizer,
-    Schedule,
-    constant_schedule,
-    cosine_schedule,
-    step_schedule,
-)
+from numpy_mlp.optim import SGD, AdamW, Optimizer
+from scripts.common import build_schedule, check_batch_norm
 from training.checkpoint import load_arrays
 from training.cli import guarded
-from training.config import MLPSettings, TrainSettings, parse_command_line
+from training.config import NumpyMLPSettings, parse_command_line
 from training.data import Dataset
 from training.data.preprocess import Preprocessing
-from training.errors import UserError
 from training.metrics import confusion_matrix, confusion_matrix_to_metrics
 from training.presets import MLP_PRESETS
 from training.run import Backend, run
@@ -34,7 +26,7 @@ from training.run import Backend, run
 __all__ = ["confusion_matrix", "confusion_matrix_to_metrics", "load_run", "main"]
 
 
-def build_learner(settings: MLPSettings, dataset: Dataset) -> NumpyLearner:
+def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     """Return the network and its optimizer for ``settings``."""
     check_batch_norm(settings, len(dataset.train))
     model = MLP(
@@ -62,15 +54,6 @@ def build_learner(settings: MLPSettings, dataset: Dataset) -> NumpyLearner:
             nesterov=settings.nesterov,
         )
     return NumpyLearner(model, optimizer)
-
-
-def check_batch_norm(settings: MLPSettings, n_images: int) -> None:
-    """Refuse a batch of one image, of which batch normalisation knows no variance."""
-    if settings.batch_norm and (settings.batch_size == 1 or n_images % settings.batch_size == 1):
-        raise UserError(
-            f"--batch-size {settings.batch_size} leaves a batch of one of the {n_images} training "
-            f"images, which --batch-norm cannot normalise; choose another size"
-        )
 
 
 def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
@@ -103,26 +86,11 @@ def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
     return model, Preprocessing(mean, scale, about["dtype"]), tuple(about["class_names"])
 
 
-def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
-    """Return the learning rate of each step."""
-    lr, warmup_steps = settings.lr, settings.warmup_steps
-    if warmup_steps > total_steps:
-        raise UserError(f"--warmup-steps {warmup_steps} exceeds the {total_steps} steps of the run")
-    if settings.schedule == "cosine":
-        return cosine_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
-    if settings.schedule == "step":
-        step_size = settings.step_size or max(1, total_steps // 3)
-        return step_schedule(
-            lr, step_size=step_size, gamma=settings.gamma, warmup_steps=warmup_steps
-        )
-    return constant_schedule(lr, warmup_steps=warmup_steps)
-
-
 def _main(argv: Sequence[str] | None) -> int:
     # Overflow is not news here: the loop itself stops at the first loss that is not finite.
     with np.errstate(over="ignore", invalid="ignore"):
         command = parse_command_line(
-            MLPSettings, MLP_PRESETS, __doc__ or "", "train-mlp-numpy", argv
+            NumpyMLPSettings, MLP_PRESETS, __doc__ or "", "train-mlp-numpy", argv
         )
         return run(command, Backend("mlp-numpy", build_learner, build_schedule))
 

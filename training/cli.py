@@ -36,6 +36,17 @@ def guarded(main: Callable[[], int]) -> int:
         return 130
 
 
+def requires_torch() -> None:
+    """Raise UserError where PyTorch is missing, or torchvision does not go with it."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"PyTorch cannot be imported ({error}); install it with: "
+            f"{sys.executable} -m pip install 'handgrad[torch]'"
+        ) from None
+
+
 def _complain(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return 2

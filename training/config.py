@@ -84,7 +84,7 @@ class TrainSettings:
     max_steps: int | None = setting(None, "steps to train for, instead of --epochs", least=1)
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(
-        0.1, "learning rate (also --learning_rate; default: 0.1; adamw: 0.001)", above=0
+        0.1, "learning rate (also --learning_rate; default: 0.1; adam, adamw: 0.001)", above=0
     )
     momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
@@ -141,7 +141,49 @@ class MLPSettings(TrainSettings):
     weight_std: float | None = setting(
         None, "standard deviation of the initial weights (default: Kaiming's)", above=0
     )
+
+
+@dataclass(frozen=True)
+class NumpyMLPSettings(MLPSettings):
+    """Settings of the NumPy multi-layer perceptron."""
+
     dtype: str = setting("float32", "precision", choices=("float32", "float64"))
+
+
+@dataclass(frozen=True)
+class TorchSettings(TrainSettings):
+    """Settings of everything that PyTorch computes."""
+
+    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
+    device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = setting(
+        "auto",
+        "precision; auto takes bf16 autocast where a short measurement shows that it pays",
+        choices=("auto", "float32", "bf16", "float64"),
+    )
+    norm: str = setting(
+        "builtin", "whose batch normalisation", choices=("builtin", "autograd", "manual")
+    )
+    compile: bool = setting(False, "compile the model with torch.compile")
+
+    @property
+    def dtype(self) -> str:
+        """Type of the images that the loader yields."""
+        return "float64" if self.precision == "float64" else "float32"
+
+
+@dataclass(frozen=True)
+class TorchMLPSettings(TorchSettings, MLPSettings):
+    """Settings of the PyTorch multi-layer perceptron."""
+
+
+@dataclass(frozen=True)
+class ConvNetSettings(TorchSettings):
+    """Settings of the convolutional networks."""
+
+    model: str = setting(
+        "vgg", "architecture", choices=("vgg", "preact-resnet", "vu-convnet", "vu-mlp")
+    )
 
 
 # Other spellings of the two courses; hyphens and underscores are interchangeable everywhere.
@@ -153,7 +195,7 @@ _ALIASES = {
 }
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
-_ADAMW_LR = 1e-3
+_ADAM_LR = 1e-3
 _LARGEST = 10**9  # of whole numbers without a bound of their own
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
@@ -225,8 +267,8 @@ def parse_command_line(
     if "dataset" not in values and "data_dir" in values:
         values["dataset"] = _dataset_in(Path(values["data_dir"]))
     values = {**_DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
-    if values.get("optimizer") == "adamw":
-        values.setdefault("lr", _ADAMW_LR)
+    if values.get("optimizer") in ("adam", "adamw"):
+        values.setdefault("lr", _ADAM_LR)
     if "epochs" in explicit:
         values["max_steps"] = None
     elif "max_steps" in values:
@@ -344,9 +386,9 @@ def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.F
     size = values.get("validation_size")
     if size is not None and size >= 1 and size != int(size):
         raise UserError(f"--validation-size {size:g} must be a whole number, or a share below 1")
-    if values.get("optimizer") == "adamw" and (values.get("momentum") or values.get("nesterov")):
+    if values.get("optimizer") in ("adam", "adamw") and (values.get("momentum") or values.get("nesterov")):
         raise UserError(
-            "--momentum and --nesterov are for --optimizer sgd; with adamw, give --momentum 0 "
+            "--momentum and --nesterov are for --optimizer sgd; for adam, give --momentum 0 "
             "--no-nesterov"
         )
     activation = values.get("activation", "leaky_relu")

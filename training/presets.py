@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+Preset = dict[str, Any]
+
 MLP_PRESETS: dict[str, dict[str, Any]] = {
     # University of Amsterdam, assignment 1 of 2018: its defaults, and its habit of watching the
     # test set while training. No validation split: all 50,000 images are trained on.
@@ -42,5 +44,55 @@ MLP_PRESETS: dict[str, dict[str, Any]] = {
         "momentum": 0.9,
         "schedule": "cosine",
         "epochs": 15,
+    },
+}
+
+_WATCH_TEST: Preset = {"dataset": "cifar10", "eval_splits": ("test",), "validation_size": 0.0}
+
+TORCH_MLP_PRESETS: dict[str, Preset] = {
+    "uva-2018": MLP_PRESETS["uva-2018"],
+    # The best network of a student's report on that assignment.
+    "uva-report": {
+        **_WATCH_TEST,
+        "hidden_dims": (200, 200, 100),
+        "optimizer": "adam",
+        "lr": 2e-4,
+        "max_steps": 3000,
+        "batch_size": 200,
+        "eval_every": 100,
+    },
+    # Vrije Universiteit, the MLP on MNIST.
+    "vu-mnist": {
+        "dataset": "mnist",
+        "hidden_dims": (4096, 1024, 128),
+        "dropout": 0.3,
+        "lr": 1e-3,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "batch_size": 32,
+        "epochs": 20,
+    },
+}
+
+CONVNET_PRESETS: dict[str, Preset] = {
+    # University of Amsterdam, assignment 1 of 2018, the convolutional network.
+    "uva-2018": {
+        **_WATCH_TEST,
+        "model": "vgg",
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "max_steps": 5000,
+        "batch_size": 32,
+        "eval_every": 500,
+    },
+    # Vrije Universiteit, the convolutional network on MNIST.
+    "vu-mnist": {
+        "dataset": "mnist",
+        "model": "vu-convnet",
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "weight_decay": 1e-4,
+        "batch_size": 32,
+        "epochs": 20,
     },
 }

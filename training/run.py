@@ -42,11 +42,14 @@ class Backend(Generic[SettingsT]):
         name: first part of the default run folder's name.
         build: makes the learner for the settings and the dataset.
         schedule: makes the learning-rate schedule for the settings and the number of steps.
+        resolve: replaces what the settings leave to be decided on the spot (``auto``), so that
+            what was decided is recorded, and a resumed run goes on with it.
     """
 
     name: str
     build: Callable[[SettingsT, Dataset], Learner]
     schedule: Callable[[SettingsT, int], Callable[[int], float]]
+    resolve: Callable[[SettingsT, Dataset], SettingsT] = lambda settings, dataset: settings
 
 
 def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
@@ -82,6 +85,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
     dataset = load_dataset(
         settings.dataset, data_dir, validation_size=settings.validation_size, seed=settings.seed
     )
+    settings = backend.resolve(settings, dataset)
     dtype = getattr(settings, "dtype", "float32")
     preprocessing = fit_preprocessing(settings.preprocess, dataset.train.images, dtype)
     train_loader = BatchLoader(

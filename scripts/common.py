@@ -1,0 +1,31 @@
+"""What the training commands have in common, whatever the backend."""
+
+from __future__ import annotations
+
+from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
+from training.config import MLPSettings, TrainSettings
+from training.errors import UserError
+
+
+def check_batch_norm(settings: MLPSettings, n_images: int) -> None:
+    """Refuse a batch of one image, of which batch normalisation knows no variance."""
+    if settings.batch_norm and (settings.batch_size == 1 or n_images % settings.batch_size == 1):
+        raise UserError(
+            f"--batch-size {settings.batch_size} leaves a batch of one of the {n_images} training "
+            f"images, which --batch-norm cannot normalise; choose another size"
+        )
+
+
+def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
+    """Return the learning rate of each step."""
+    lr, warmup_steps = settings.lr, settings.warmup_steps
+    if warmup_steps > total_steps:
+        raise UserError(f"--warmup-steps {warmup_steps} exceeds the {total_steps} steps of the run")
+    if settings.schedule == "cosine":
+        return cosine_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
+    if settings.schedule == "step":
+        step_size = settings.step_size or max(1, total_steps // 3)
+        return step_schedule(
+            lr, step_size=step_size, gamma=settings.gamma, warmup_steps=warmup_steps
+        )
+    return constant_schedule(lr, warmup_steps=warmup_steps)
