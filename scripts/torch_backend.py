@@ -36,7 +36,9 @@ def norm_layer(name: str, dimensions: int) -> Callable[[int], nn.Module]:
     return functools.partial(ours, track_running_stats=True)
 
 
-def torch_backend(name: str, make_model: MakeModel[SettingsT], *, images: bool) -> Backend[SettingsT]:
+def torch_backend(
+    name: str, make_model: MakeModel[SettingsT], *, images: bool
+) -> Backend[SettingsT]:
     """Return the backend of a PyTorch command.
 
     Args:
@@ -81,7 +83,7 @@ def _learner(
         model = model.double()
     model = model.to(device)
     if images:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     return TorchLearner(
         model,
         _optimizer(settings, model, fused=device.type in ("cpu", "cuda")),
@@ -103,5 +105,5 @@ def _optimizer(settings: TorchSettings, model: nn.Module, *, fused: bool) -> tor
             nesterov=settings.nesterov,
             fused=fused,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer]
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), lr, weight_decay=weight_decay, fused=fused)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    command = parse_command_line(ConvNetSettings, CONVNET_PRESETS, __doc__ or "", "train-convnet", argv)
+    command = parse_command_line(
+        ConvNetSettings, CONVNET_PRESETS, __doc__ or "", "train-convnet", argv
+    )
     # Only now: --help and a mistyped option need not wait for PyTorch, nor have it.
     requires_torch()
     from scripts.torch_backend import norm_layer, torch_backend

@@ -386,7 +386,9 @@ def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.F
     size = values.get("validation_size")
     if size is not None and size >= 1 and size != int(size):
         raise UserError(f"--validation-size {size:g} must be a whole number, or a share below 1")
-    if values.get("optimizer") in ("adam", "adamw") and (values.get("momentum") or values.get("nesterov")):
+    if values.get("optimizer") in ("adam", "adamw") and (
+        values.get("momentum") or values.get("nesterov")
+    ):
         raise UserError(
             "--momentum and --nesterov are for --optimizer sgd; for adam, give --momentum 0 "
             "--no-nesterov"

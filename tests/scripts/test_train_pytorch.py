@@ -1,0 +1,139 @@
+"""The PyTorch commands: the same folder, the same promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scripts import train_convnet, train_mlp_pytorch
+from training.checkpoint import Checkpoint, load_arrays
+from training.loop import Loop
+
+MLP = "--batch-norm --dropout 0.2 --momentum 0.9 --lr 0.02 --precision float32 --hidden-dims 16"
+CONVNET = "--model vu-convnet --optimizer adam --precision float32 --batch-size 64"
+COMMANDS: dict[str, tuple[Callable[[Any], int], str]] = {
+    "mlp": (train_mlp_pytorch.main, MLP),
+    "convnet": (train_convnet.main, CONVNET),
+}
+ALL = pytest.mark.parametrize("name", COMMANDS)
+
+
+def _run(name: str, folder: Path, options: str = "", *, steps: int = 12) -> int:
+    main, defaults = COMMANDS[name]
+    argv = f"{defaults} {options} --max-steps {steps} --eval-every 5 --quiet --seed 3 --out"
+    return main([*argv.split(), str(folder)])
+
+
+@ALL
+def test_a_run_writes_every_file_and_repeats(tmp_path: Path, name: str) -> None:
+    assert _run(name, tmp_path / "a") == _run(name, tmp_path / "b") == 0
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "config.json", "metrics.csv", "summary.json", "model.safetensors",
+        "checkpoint.safetensors", "loss.png", "accuracy.png", "confusion_matrix.png",
+        "predictions.png", "first_layer.png",
+    }  # fmt: skip
+    models = [(tmp_path / run / "model.safetensors").read_bytes() for run in "ab"]
+    assert models[0] == models[1]
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["settings"]["device"] in ("cpu", "cuda", "mps")
+    assert config["settings"]["precision"] == "float32"
+
+
+@ALL
+@pytest.mark.parametrize("stop_at", [3, 7])
+def test_stopped_and_resumed_is_as_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stop_at: int
+) -> None:
+    assert _run(name, tmp_path / "whole", "--augment crop") == 0
+    step = Loop._step
+
+    def stopping(self: Loop, *args: Any) -> None:
+        step(self, *args)
+        if self.progress.step == stop_at:
+            self.stop_signal = 2
+
+    with monkeypatch.context() as context:
+        context.setattr(Loop, "_step", stopping)
+        assert _run(name, tmp_path / "parts", "--augment crop") == 130
+    assert COMMANDS[name][0](["--resume", str(tmp_path / "parts")]) == 0
+    ends = [
+        Checkpoint.load(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts")
+    ]
+    for group in ("weights", "learner", "best"):
+        one, other = (getattr(end, group) for end in ends)
+        assert one.keys() == other.keys()
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key], err_msg=f"{group} {key}")
+    tables = [
+        [line.rpartition(",")[0] for line in (tmp_path / run / "metrics.csv").open()]
+        for run in ("whole", "parts")
+    ]
+    assert tables[0] == tables[1]
+
+
+def test_the_networks_learn(tmp_path: Path) -> None:
+    main, _ = COMMANDS["mlp"]
+    options = ["--quiet", "--target-accuracy", "0.95", "--precision", "float32", "--out"]
+    assert main([*options, str(tmp_path / "mlp")]) == 0
+    argv = "--lr 0.05 --momentum 0.9 --epochs 2 --batch-size 64 --schedule cosine"
+    for norm in ("builtin", "autograd", "manual"):
+        argv_norm = [*argv.split(), "--norm", norm, *options, str(tmp_path / norm)]
+        assert train_convnet.main(argv_norm) == 0, norm
+
+
+def test_weights_of_the_mlp_load_in_numpy(tmp_path: Path) -> None:
+    assert _run("mlp", tmp_path / "torch") == 0
+    from numpy_mlp import MLP as NumpyMLP
+
+    model = NumpyMLP(64, [16], 10, dropout=0.2, batch_norm=True, dtype="float32")
+    model.load_state_dict(load_arrays(tmp_path / "torch" / "model.safetensors")[0])
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--device", "cuda"], "--device cuda is not there"),
+        (["--norm", "manul"], "did you mean manual"),
+        (["--precision", "fp16"], "--precision"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    named: str,
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for main, _ in COMMANDS.values():
+        assert main([*argv, "--out", str(tmp_path / "run")]) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and named in err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_architecture_names_the_first_mismatch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run("mlp", tmp_path / "run") == 0
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace("16\n    ]", "17\n    ]"))
+    assert train_mlp_pytorch.main(["--resume", str(tmp_path / "run")]) == 2
+    assert "layers.0.weight has shape (16, 64)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["train_mlp_pytorch", "train_convnet"])
+def test_without_pytorch_the_extra_is_named(script: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None\nfrom scripts.{script} import main\nsys.exit(main([]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "handgrad[torch]" in result.stderr and "Traceback" not in result.stderr

@@ -1,0 +1,165 @@
+"""The PyTorch learner: the NumPy learner's numbers, exact state, and what it does without memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import numpy_mlp
+from numpy_mlp.learner import NumpyLearner
+from numpy_mlp.optim import SGD
+from torch_models.learner import TorchLearner
+from torch_models.mlp import MLP
+
+
+def _learner(
+    dropout: float = 0.0, optimizer: Any = torch.optim.SGD, **options: Any
+) -> TorchLearner:
+    torch.manual_seed(3)
+    model = MLP(12, [7], 4, dropout=dropout).double()
+    return TorchLearner(model, optimizer(model.parameters(), 0.1, **options), torch.device("cpu"))
+
+
+def _batch(rng: np.random.Generator, n: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    return rng.standard_normal((n, 3, 2, 2)), rng.integers(0, 4, n)
+
+
+def test_steps_equal_the_numpy_learners(rng: np.random.Generator) -> None:
+    theirs = _learner(momentum=0.9)
+    model = numpy_mlp.MLP(12, [7], 4)
+    ours = NumpyLearner(model, SGD(list(model.params.values()), 0.1, momentum=0.9))
+    ours.load_weights(theirs.weights())
+    for _ in range(20):
+        x, y = _batch(rng)
+        loss, correct = theirs.train_step(x, y, 0.05)
+        expected = ours.train_step(x, y, 0.05)
+        assert float(loss) == pytest.approx(expected[0], rel=1e-10)
+        assert int(correct) == expected[1]
+    for name, array in theirs.weights().items():
+        np.testing.assert_allclose(array, ours.weights()[name], rtol=1e-10, atol=1e-12)
+    loss, predicted = theirs.eval_step(x, y)
+    expected_loss, expected_classes = ours.eval_step(x, y)
+    assert float(loss) == pytest.approx(expected_loss, rel=1e-10)
+    np.testing.assert_array_equal(predicted, expected_classes)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (torch.optim.SGD, {}),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        (torch.optim.Adam, {}),
+        (torch.optim.AdamW, {"fused": True}),
+    ],
+    ids=str,
+)
+def test_state_goes_on_bit_for_bit(
+    optimizer: Any, options: dict[str, Any], rng: np.random.Generator
+) -> None:
+    one = _learner(0.5, optimizer, **options)
+    batches = [_batch(rng) for _ in range(6)]
+    for x, y in batches[:3]:
+        one.train_step(x, y, 0.1)
+    arrays, text = one.state()
+    weights = one.weights()
+    expected = [float(one.train_step(x, y, 0.1)[0]) for x, y in batches[3:]]
+    two = _learner(0.5, optimizer, **options)
+    two.load_weights(weights)
+    two.load_state(arrays, text)
+    assert [float(two.train_step(x, y, 0.1)[0]) for x, y in batches[3:]] == expected
+    for name, array in one.weights().items():
+        np.testing.assert_array_equal(array, two.weights()[name])
+
+
+class _SmallMemory(nn.Module):
+    """Runs out of memory on batches above a limit."""
+
+    def __init__(self, model: nn.Module, limit: int) -> None:
+        super().__init__()
+        self.inner, self.limit, self.seen = model, limit, list[int]()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("out of memory")
+        self.seen.append(len(x))
+        out: torch.Tensor = self.inner(x)
+        return out
+
+
+def test_without_memory_gradients_are_accumulated(
+    rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, small = _learner(momentum=0.9), _learner(momentum=0.9)
+    small._forward = _SmallMemory(small.model, 4)
+    for _ in range(3):
+        x, y = _batch(rng, n=10)
+        loss, correct = small.train_step(x, y, 0.1)
+        expected_loss, expected_correct = whole.train_step(x, y, 0.1)
+        assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
+        assert int(correct) == int(expected_correct)
+    for name, array in whole.weights().items():
+        np.testing.assert_allclose(small.weights()[name], array, rtol=1e-12, atol=1e-14)
+    assert small.micro_batch == 3
+    assert small._forward.seen == [3, 3, 3, 1] * 3
+    err = capsys.readouterr().err
+    assert err.count("out of memory") == 2  # 5 at a time, then 3
+    assert "going on with 3 images at a time" in err
+
+
+def test_one_image_that_does_not_fit_is_an_error(rng: np.random.Generator) -> None:
+    learner = _learner()
+    learner._forward = _SmallMemory(learner.model, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        learner.train_step(*_batch(rng), 0.1)
+
+
+def test_evaluation_keeps_no_graph_and_changes_nothing(rng: np.random.Generator) -> None:
+    learner = _learner(0.5)
+    before = learner.weights()
+    loss, predicted = learner.eval_step(*_batch(rng))
+    assert not loss.requires_grad
+    assert isinstance(predicted, np.ndarray)
+    for name, array in learner.weights().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_foreign_weights_and_state_are_named() -> None:
+    learner = _learner()
+    weights = learner.weights()
+    for change, message in (
+        ({"layers.0.bias": np.ones(3)}, r"layers\.0\.bias has shape \(3,\)"),
+        ({"layers.9.bias": np.ones(3)}, r"layers\.9\.bias is not part"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learner.load_weights({**weights, **change})
+    with pytest.raises(ValueError, match=r"layers\.0\.weight is missing"):
+        learner.load_weights({})
+    with pytest.raises(ValueError, match="does not fit"):
+        learner.load_state({"optimizer.0.momentum_buffer": np.ones(3)}, "")
+    with pytest.raises(ValueError, match="other"):
+        learner.load_state({"other": np.ones(3)}, "")
+
+
+def test_bf16_autocast_trains_and_returns_float32(rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    model = MLP(12, [64], 4)
+    learner = TorchLearner(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        torch.device("cpu"),
+        autocast_dtype=torch.bfloat16,
+    )
+    x, y = _batch(rng, n=32)
+    x[np.arange(32), 0, 0, 0] += 3 * y
+    losses = [float(learner.train_step(x.astype(np.float32), y, 0.1)[0]) for _ in range(60)]
+    assert losses[-1] < 0.5 * losses[0]
+    loss, _ = learner.eval_step(x.astype(np.float32), y)
+    assert loss.dtype == torch.float32
+
+
+def test_first_layer_is_flat() -> None:
+    assert _learner().first_layer().shape == (7, 12)
