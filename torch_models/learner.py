@@ -73,17 +73,16 @@ class TorchLearner:
     def _accumulate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Run forward and backward over the batch, in pieces that fit."""
         size = self.micro_batch or len(y)
-        total = torch.zeros((), device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        losses, correct = [], []
         for start in range(0, len(y), size):
             part, target = x[start : start + size], y[start : start + size]
             logits = self._logits(part)
             # The mean over the batch is the weighted mean of the pieces' means.
             loss = nn.functional.cross_entropy(logits, target) * (len(target) / len(y))
             loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-            correct += (logits.detach().argmax(dim=1) == target).sum()
-        return total, correct
+            losses.append(loss.detach())
+            correct.append((logits.detach().argmax(dim=1) == target).sum())
+        return torch.stack(losses).sum(), torch.stack(correct).sum()
 
     def _say_smaller(self, batch: int) -> None:
         # Outside the except block: the traceback there would keep the failed step's tensors alive.
@@ -175,6 +174,10 @@ class TorchLearner:
             for key, tensor in entries.items():
                 if i >= len(params) or tensor.shape not in (params[i].shape, torch.Size([])):
                     raise ValueError(f"optimizer state {i}.{key} does not fit")
+                if tensor.shape == params[i].shape:
+                    # In the parameter's own memory layout: fused optimizers pair values by where
+                    # they lie, so that another layout would mix them up without a word.
+                    entries[key] = torch.empty_like(params[i], dtype=tensor.dtype).copy_(tensor)
         self.optimizer.load_state_dict({"state": state, "param_groups": mine["param_groups"]})
 
     def first_layer(self) -> Array:

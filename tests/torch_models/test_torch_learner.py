@@ -1,4 +1,4 @@
-"""The PyTorch learner: the NumPy learner's numbers, exact state, and what it does without memory."""
+"""The PyTorch learner: the NumPy learner's numbers, exact state, and too little memory."""
 
 from __future__ import annotations
 
