@@ -28,9 +28,9 @@ def test_the_layer_of_your_own_prints_what_is_shown() -> None:
 
 
 def test_every_option_in_the_readme_exists() -> None:
-    from training.config import _ALIASES, MLPSettings, _make_parser
+    from training.config import _ALIASES, NumpyMLPSettings, _make_parser
 
-    parser = _make_parser(MLPSettings, {}, "", "train-mlp-numpy")
+    parser = _make_parser(NumpyMLPSettings, {}, "", "train-mlp-numpy")
     known = {*parser._option_string_actions, *_ALIASES}
     commands = re.findall(r"^\s*(?:\.venv/bin/)?train-mlp-numpy(.*)$", README, flags=re.M)
     assert len(commands) >= 5

@@ -20,7 +20,7 @@ from matplotlib.image import imread
 
 from scripts.train_mlp_numpy import build_learner, build_schedule, load_run, main
 from training.checkpoint import Checkpoint, load_arrays
-from training.config import MLPSettings
+from training.config import NumpyMLPSettings
 from training.data import load_dataset
 from training.errors import UserError
 from training.metrics import COLUMNS, read_metrics
@@ -91,7 +91,7 @@ def test_config(default_run: tuple[Path, str]) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["commands"] == [f"train-mlp-numpy --out {folder}"]
     assert config["settings"]["lr"] == 0.1 and config["settings"]["dataset"] == "digits"
-    assert config["settings"].keys() == MLPSettings.__dataclass_fields__.keys()
+    assert config["settings"].keys() == NumpyMLPSettings.__dataclass_fields__.keys()
     assert config["versions"]["numpy"] == np.__version__
 
 
@@ -361,14 +361,14 @@ def test_folder_that_may_not_be_written(
     ],
 )
 def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
-    schedule = build_schedule(MLPSettings(**options), 9)
+    schedule = build_schedule(NumpyMLPSettings(**options), 9)
     np.testing.assert_allclose([schedule(step) for step in range(9)], expected)
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine"])
 def test_warm_up_longer_than_the_run(name: str) -> None:
     with pytest.raises(UserError, match="--warmup-steps 10 exceeds the 9 steps"):
-        build_schedule(MLPSettings(schedule=name, warmup_steps=10), 9)
+        build_schedule(NumpyMLPSettings(schedule=name, warmup_steps=10), 9)
 
 
 SETTINGS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
@@ -397,15 +397,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
 @pytest.mark.parametrize(("options", "holds"), SETTINGS.values(), ids=SETTINGS.keys())
 def test_settings_reach_the_learner(options: dict[str, Any], holds: Callable[[Any], bool]) -> None:
     dataset = load_dataset("digits")
-    assert holds(build_learner(MLPSettings(**options), dataset))
+    assert holds(build_learner(NumpyMLPSettings(**options), dataset))
     if "weight_std" not in options and "hidden_dims" not in options:
-        assert not holds(build_learner(MLPSettings(), dataset))
+        assert not holds(build_learner(NumpyMLPSettings(), dataset))
 
 
 def test_the_seed_decides_the_initial_weights() -> None:
     dataset = load_dataset("digits")
     first, again, other = (
-        build_learner(MLPSettings(seed=seed), dataset).first_layer() for seed in (1, 1, 2)
+        build_learner(NumpyMLPSettings(seed=seed), dataset).first_layer() for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

@@ -9,7 +9,7 @@ import pytest
 
 from training.config import (
     Command,
-    MLPSettings,
+    NumpyMLPSettings,
     TrainSettings,
     override,
     parse_command_line,
@@ -19,11 +19,11 @@ from training.errors import UserError
 from training.presets import MLP_PRESETS
 
 
-def _parse(*argv: str) -> Command[MLPSettings]:
-    return parse_command_line(MLPSettings, MLP_PRESETS, "Description.", "program", argv)
+def _parse(*argv: str) -> Command[NumpyMLPSettings]:
+    return parse_command_line(NumpyMLPSettings, MLP_PRESETS, "Description.", "program", argv)
 
 
-def _settings(*argv: str) -> MLPSettings:
+def _settings(*argv: str) -> NumpyMLPSettings:
     return _parse(*argv).settings
 
 
@@ -32,8 +32,8 @@ def _assert_has(settings: Any, **expected: Any) -> None:
 
 
 def test_defaults() -> None:
-    assert _settings() == MLPSettings(batch_size=32, epochs=30), "the digits'"
-    assert _settings("--dataset", "mnist") == MLPSettings(dataset="mnist")
+    assert _settings() == NumpyMLPSettings(batch_size=32, epochs=30), "the digits'"
+    assert _settings("--dataset", "mnist") == NumpyMLPSettings(dataset="mnist")
 
 
 def test_options_override_the_preset_and_the_preset_the_defaults() -> None:
@@ -58,7 +58,7 @@ def test_spelling_of_the_course_of_2018() -> None:
         "--dnn_hidden_units", "100,100", "--learning_rate", "2e-3", "--max_steps", "1500",
         "--batch_size", "200", "--eval_freq", "100", "--data_dir", "D",
     )  # fmt: skip
-    assert settings == MLPSettings(
+    assert settings == NumpyMLPSettings(
         dataset="cifar10",
         hidden_dims=(100, 100),
         lr=2e-3,
@@ -75,7 +75,7 @@ def test_spelling_of_the_later_course() -> None:
         "--hidden_dims", "256", "128", "--lr", "0.1", "--use_batch_norm", "--batch_size", "128",
         "--epochs", "10", "--seed", "42", "--data_dir", "D",
     )  # fmt: skip
-    assert settings == MLPSettings(
+    assert settings == NumpyMLPSettings(
         dataset="cifar10",
         hidden_dims=(256, 128),
         lr=0.1,
@@ -194,7 +194,7 @@ def test_bad_value(line: str, named: str, hint: str) -> None:
 
 def test_every_bounded_setting_is_in_the_table_of_bad_values() -> None:
     tried = {token for line, _, _ in BAD for token in line.replace("_", "-").split()}
-    for field in dataclasses.fields(MLPSettings):
+    for field in dataclasses.fields(NumpyMLPSettings):
         bounds = [field.metadata[key] for key in ("above", "least", "below")]
         if field.metadata["choices"] or any(bound is not None for bound in bounds):
             assert f"--{field.name.replace('_', '-')}" in tried
@@ -217,13 +217,13 @@ def test_resume() -> None:
     ],
 )
 def test_override(changes: dict[str, Any], expected: dict[str, Any]) -> None:
-    settings = MLPSettings(lr=0.25)
+    settings = NumpyMLPSettings(lr=0.25)
     _assert_has(override(settings, changes), lr=0.25, **expected)
-    assert settings == MLPSettings(lr=0.25), "unchanged"
+    assert settings == NumpyMLPSettings(lr=0.25), "unchanged"
 
 
 def test_override_of_a_run_in_steps() -> None:
-    settings = MLPSettings(epochs=None, max_steps=100)
+    settings = NumpyMLPSettings(epochs=None, max_steps=100)
     _assert_has(override(settings, {"epochs": 2}), epochs=2, max_steps=None)
 
 
@@ -241,7 +241,7 @@ def test_override_of_a_run_in_steps() -> None:
 def test_round_trip_through_json(line: str) -> None:
     settings = _settings(*line.split())
     text = json.dumps(dataclasses.asdict(settings))
-    assert settings_from_dict(MLPSettings, json.loads(text), "config.json") == settings
+    assert settings_from_dict(NumpyMLPSettings, json.loads(text), "config.json") == settings
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_round_trip_through_json(line: str) -> None:
 )
 def test_damaged_settings(values: Any, named: str) -> None:
     with pytest.raises(UserError) as caught:
-        settings_from_dict(MLPSettings, values, "config.json")
+        settings_from_dict(NumpyMLPSettings, values, "config.json")
     assert named in str(caught.value)
 
 
@@ -271,7 +271,7 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         _parse("--help")
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(MLPSettings):
+    for field in dataclasses.fields(NumpyMLPSettings):
         assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ").replace(",", " ")
     for name in MLP_PRESETS:
         assert name in text
@@ -302,15 +302,15 @@ def test_other_settings_have_no_network_options() -> None:
 )
 def test_values_that_would_crash_or_be_ignored(argv: list[str], named: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_command_line(MLPSettings, {}, "", "train-mlp-numpy", argv)
+        parse_command_line(NumpyMLPSettings, {}, "", "train-mlp-numpy", argv)
     assert named in str(caught.value)
 
 
 def test_adamw_has_a_learning_rate_of_its_own() -> None:
-    settings = parse_command_line(MLPSettings, {}, "", "p", ["--optimizer", "adamw"]).settings
+    settings = parse_command_line(NumpyMLPSettings, {}, "", "p", ["--optimizer", "adamw"]).settings
     assert settings.lr == 1e-3
     explicit = ["--optimizer", "adamw", "--lr", "0.5"]
-    assert parse_command_line(MLPSettings, {}, "", "p", explicit).settings.lr == 0.5
+    assert parse_command_line(NumpyMLPSettings, {}, "", "p", explicit).settings.lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -319,4 +319,4 @@ def test_adamw_has_a_learning_rate_of_its_own() -> None:
 )
 def test_settings_of_the_wrong_kind_in_a_file(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(values))):
-        settings_from_dict(MLPSettings, values, "config.json")
+        settings_from_dict(NumpyMLPSettings, values, "config.json")
