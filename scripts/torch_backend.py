@@ -13,10 +13,12 @@ from torch import nn
 from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
 from scripts.common import build_schedule
 from torch_models.device import choose_device, choose_precision
+from torch_models.device_loader import DeviceLoader
 from torch_models.learner import TorchLearner
 from training.config import TorchSettings
-from training.data import Dataset
+from training.data import BatchLoader, Dataset
 from training.errors import UserError
+from training.loop import Loader
 from training.run import Backend
 
 SettingsT = TypeVar("SettingsT", bound=TorchSettings)
@@ -67,7 +69,12 @@ def torch_backend(
     def build(settings: SettingsT, dataset: Dataset) -> TorchLearner:
         return _learner(settings, dataset, make_model, torch.device(settings.device), images)
 
-    return Backend(name, build, build_schedule, resolve)
+    def adapt(settings: SettingsT, loader: BatchLoader) -> Loader:
+        if settings.device != "cuda" or loader.augmentation is not None:
+            return loader
+        return DeviceLoader(loader, torch.device(settings.device))
+
+    return Backend(name, build, build_schedule, resolve, adapt)
 
 
 def _learner(

@@ -7,9 +7,19 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
+
+from training.config import (
+    ConvNetSettings,
+    NumpyMLPSettings,
+    TorchMLPSettings,
+    TrainSettings,
+    parse_command_line,
+)
+from training.presets import CONVNET_PRESETS, MLP_PRESETS, TORCH_MLP_PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -27,16 +37,23 @@ def test_the_layer_of_your_own_prints_what_is_shown() -> None:
     assert verdict.match(out.getvalue())
 
 
-def test_every_option_in_the_readme_exists() -> None:
-    from training.config import _ALIASES, NumpyMLPSettings, _make_parser
-
-    parser = _make_parser(NumpyMLPSettings, {}, "", "train-mlp-numpy")
-    known = {*parser._option_string_actions, *_ALIASES}
-    commands = re.findall(r"^\s*(?:\.venv/bin/)?train-mlp-numpy(.*)$", README, flags=re.M)
-    assert len(commands) >= 5
-    for command in commands:
-        for option in re.findall(r"--[\w-]+", command.partition("#")[0]):
-            assert option.replace("_", "-") in known, option
+@pytest.mark.parametrize(
+    ("command", "kind", "presets", "least"),
+    [
+        ("train-mlp-numpy", NumpyMLPSettings, MLP_PRESETS, 5),
+        ("train-mlp-pytorch", TorchMLPSettings, TORCH_MLP_PRESETS, 2),
+        ("train-convnet", ConvNetSettings, CONVNET_PRESETS, 3),
+    ],
+)
+def test_every_command_shown_is_accepted(
+    command: str, kind: type[TrainSettings], presets: dict[str, Any], least: int, tmp_path: Path
+) -> None:
+    shown = re.findall(rf"^\s*(?:\.venv/bin/)?{command}( .*|)$", README, flags=re.M)
+    assert len(shown) >= least
+    for arguments in shown:
+        argv = arguments.partition("#")[0].replace("DATA", str(tmp_path)).split()
+        if "--help" not in argv:
+            parse_command_line(kind, presets, "", command, argv)
 
 
 def test_every_linked_file_exists() -> None:

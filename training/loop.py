@@ -11,19 +11,34 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from training.checkpoint import Checkpoint
-from training.data.loader import BatchLoader
+from training.data.dataset import Split
 from training.errors import DataError, DivergedError
 from training.learner import Learner
 from training.metrics import MetricsFile, Row
 
 _REPORT_SECONDS = 0.25  # how often the progress bar asks the learner's scalars for their values
+
+
+class Loader(Protocol):
+    """What the loop asks of a loader; :class:`training.data.BatchLoader` is one."""
+
+    split: Split
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
+        """Yield ``(images, labels)`` of an epoch, from batch number ``start`` on."""
+        ...
 
 
 @dataclass
@@ -92,8 +107,8 @@ class Loop:
     """
 
     learner: Learner
-    train_loader: BatchLoader
-    eval_loaders: Mapping[str, BatchLoader]
+    train_loader: Loader
+    eval_loaders: Mapping[str, Loader]
     schedule: Callable[[int], float]
     total_steps: int
     eval_every: int
@@ -279,7 +294,7 @@ class Loop:
                 signal.signal(number, handler)
 
 
-def evaluate(learner: Learner, loader: BatchLoader) -> tuple[float, NDArray[Any]]:
+def evaluate(learner: Learner, loader: Loader) -> tuple[float, NDArray[Any]]:
     """Return the mean loss over a split and the predicted class of each of its images (N,)."""
     total: Any = 0.0
     predicted = []

@@ -28,7 +28,7 @@ from training.environment import describe_environment, peak_memory_bytes
 from training.errors import DataError, UserError
 from training.files import write_atomically
 from training.learner import Learner
-from training.loop import Loop, evaluate
+from training.loop import Loader, Loop, evaluate
 from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
 
 _EVAL_BATCH = 500  # inputs of this many CIFAR-10 images stay in a processor's cache
@@ -44,12 +44,14 @@ class Backend(Generic[SettingsT]):
         schedule: makes the learning-rate schedule for the settings and the number of steps.
         resolve: replaces what the settings leave to be decided on the spot (``auto``), so that
             what was decided is recorded, and a resumed run goes on with it.
+        adapt: may replace a loader by one that yields the same batches elsewhere.
     """
 
     name: str
     build: Callable[[SettingsT, Dataset], Learner]
     schedule: Callable[[SettingsT, int], Callable[[int], float]]
     resolve: Callable[[SettingsT, Dataset], SettingsT] = lambda settings, dataset: settings
+    adapt: Callable[[SettingsT, BatchLoader], Loader] = lambda settings, loader: loader
 
 
 def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
@@ -106,9 +108,11 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         folder = _make_folder(settings, backend.name)
     loop = Loop(
         learner=learner,
-        train_loader=train_loader,
+        train_loader=backend.adapt(settings, train_loader),
         eval_loaders={
-            name: BatchLoader(dataset.split(name), _EVAL_BATCH, preprocessing)
+            name: backend.adapt(
+                settings, BatchLoader(dataset.split(name), _EVAL_BATCH, preprocessing)
+            )
             for name in settings.eval_splits
             if len(dataset.split(name))
         },
@@ -291,7 +295,7 @@ def _announce(
         print(f"going on from step {loop.progress.step} of {folder}")
 
 
-def _images_seen(step: int, loader: BatchLoader) -> int:
+def _images_seen(step: int, loader: Loader) -> int:
     epochs, rest = divmod(step, len(loader))
     return epochs * len(loader.split) + min(len(loader.split), rest * loader.batch_size)
 

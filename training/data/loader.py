@@ -67,14 +67,18 @@ class BatchLoader:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return self.batches(epoch)
 
+    def order(self, epoch: int) -> NDArray[np.int64] | None:
+        """Return the order of the images in an epoch; None for that of the split."""
+        if not self.shuffle:
+            return None
+        return generator(self.seed, "order", epoch).permutation(len(self.split))
+
     def batches(
         self, epoch: int, start: int = 0
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Yield the batches of one epoch, from batch number ``start`` on."""
         images, labels = self.split.images, self.split.labels
-        order = None
-        if self.shuffle:
-            order = generator(self.seed, "order", epoch).permutation(len(labels))
+        order = self.order(epoch)
         for batch in range(start, len(self)):
             window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
             chosen = window if order is None else order[window]

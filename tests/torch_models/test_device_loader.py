@@ -1,0 +1,41 @@
+"""Batches made on the device are the host's, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from torch_models.device_loader import DeviceLoader
+from training.data.augment import compose
+from training.data.dataset import Split
+from training.data.loader import BatchLoader
+from training.data.preprocess import fit_preprocessing
+
+
+@pytest.fixture
+def split(rng: np.random.Generator) -> Split:
+    return Split(rng.integers(0, 256, (23, 3, 4, 4), dtype=np.uint8), rng.integers(0, 10, 23))
+
+
+@pytest.mark.parametrize("kind", ["standardize", "mean-image"])
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("start", [0, 2])
+def test_batches_are_the_hosts(split: Split, kind: str, shuffle: bool, start: int) -> None:
+    preprocessing = fit_preprocessing(kind, split.images)
+    host = BatchLoader(split, 5, preprocessing, shuffle=shuffle, seed=3)
+    device = DeviceLoader(host, torch.device("cpu"))
+    assert len(device) == len(host) == 5
+    for epoch in (0, 1):
+        pairs = zip(host.batches(epoch, start), device.batches(epoch, start), strict=True)
+        for (x, y), (x_device, y_device) in pairs:
+            np.testing.assert_array_equal(x, x_device.numpy())
+            np.testing.assert_array_equal(y, y_device.numpy())
+            assert x_device.dtype == torch.float32
+
+
+def test_augmentation_stays_on_the_host(split: Split) -> None:
+    preprocessing = fit_preprocessing("standardize", split.images)
+    host = BatchLoader(split, 5, preprocessing, shuffle=True, augmentation=compose(("flip",)))
+    with pytest.raises(AssertionError, match="host"):
+        DeviceLoader(host, torch.device("cpu"))
