@@ -143,7 +143,7 @@ def _take_up(loop: Loop, checkpoint: Checkpoint, folder: Path, fingerprint: str)
     saved = _read_config(folder).get("data")
     if saved not in (None, fingerprint):
         raise DataError(
-            f"the data are not those that the run in {folder} began with ({fingerprint}, then "
+            f"the data are not those that the run in {folder} began with (now {fingerprint}, then "
             f"{saved}); point --data-dir at the same files"
         )
     loop.resume(checkpoint)
