@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
-from training.config import MLPSettings, TrainSettings
+from training.config import TrainSettings
 from training.errors import UserError
 
 
-def check_batch_norm(settings: MLPSettings, n_images: int) -> None:
+def check_last_batch(batch_size: int, n_images: int) -> None:
     """Refuse a batch of one image, of which batch normalisation knows no variance."""
-    if settings.batch_norm and (settings.batch_size == 1 or n_images % settings.batch_size == 1):
+    if batch_size == 1 or n_images % batch_size == 1:
         raise UserError(
-            f"--batch-size {settings.batch_size} leaves a batch of one of the {n_images} training "
-            f"images, which --batch-norm cannot normalise; choose another size"
+            f"--batch-size {batch_size} leaves a batch of one of the {n_images} training images, "
+            f"which batch normalisation cannot normalise; choose another size"
         )
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scripts.common import check_last_batch
 from training.cli import guarded, requires_torch
 from training.config import ConvNetSettings, parse_command_line
 from training.data import Dataset
@@ -26,6 +27,8 @@ def _main(argv: Sequence[str] | None) -> int:
     from torch_models.registry import MODELS
 
     def make_model(settings: ConvNetSettings, dataset: Dataset) -> nn.Module:
+        if settings.model in ("vgg", "preact-resnet"):  # which normalise single values a channel
+            check_last_batch(settings.batch_size, len(dataset.train))
         return MODELS[settings.model](
             dataset.image_shape, dataset.n_classes, norm_layer(settings.norm, 2)
         )

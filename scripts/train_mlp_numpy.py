@@ -13,7 +13,7 @@ import numpy as np
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD, AdamW, Optimizer
-from scripts.common import build_schedule, check_batch_norm
+from scripts.common import build_schedule, check_last_batch
 from training.checkpoint import load_arrays
 from training.cli import guarded
 from training.config import NumpyMLPSettings, parse_command_line
@@ -28,7 +28,8 @@ __all__ = ["confusion_matrix", "confusion_matrix_to_metrics", "load_run", "main"
 
 def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     """Return the network and its optimizer for ``settings``."""
-    check_batch_norm(settings, len(dataset.train))
+    if settings.batch_norm:
+        check_last_batch(settings.batch_size, len(dataset.train))
     model = MLP(
         math.prod(dataset.image_shape),
         settings.hidden_dims,

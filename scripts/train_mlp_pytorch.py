@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from scripts.common import check_batch_norm
+from scripts.common import check_last_batch
 from training.cli import guarded, requires_torch
 from training.config import TorchMLPSettings, parse_command_line
 from training.data import Dataset
@@ -28,7 +28,8 @@ def _main(argv: Sequence[str] | None) -> int:
     from torch_models.mlp import MLP
 
     def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
-        check_batch_norm(settings, len(dataset.train))
+        if settings.batch_norm:
+            check_last_batch(settings.batch_size, len(dataset.train))
         return MLP(
             math.prod(dataset.image_shape),
             settings.hidden_dims,
