@@ -166,6 +166,7 @@ class Loop:
                         break
             p.seconds = time.perf_counter() - self._clock
             if self.stop_signal is not None:
+                self._check_weights()
                 self._save()
         return p.step == self.total_steps
 
@@ -227,7 +228,6 @@ class Loop:
 
     def _save(self) -> None:
         p = self.progress
-        self._check_weights()
         p.rows = len(self.metrics.rows)
         arrays, text = self.learner.state()
         p.loss_sum, p.correct_sum = float(p.loss_sum), float(p.correct_sum)

@@ -47,7 +47,7 @@ class CrossEntropyModule:
 
     def forward(self, x: Array, y: Array) -> float:
         """Return the mean loss over the batch."""
-        p = self._probability_of_target(x, y)
+        _, p = self._target(x, y)
         return float(-np.log(p).mean())
 
     def backward(self, x: Array, y: Array) -> Array:
@@ -55,20 +55,18 @@ class CrossEntropyModule:
 
         ∂L/∂x[n,c] = -1 / (N · x[n,c]) if c = y[n], else 0.
         """
-        n, n_classes = x.shape
+        target, p = self._target(x, y)
         dx: Array = np.zeros_like(x)
-        dx[np.arange(n), class_indices(y, n, n_classes)] = -1 / (
-            n * self._probability_of_target(x, y)
-        )
+        dx[np.arange(len(x)), target] = -1 / (len(x) * p)
         return dx
 
     @staticmethod
-    def _probability_of_target(x: Array, y: Array) -> Array:
+    def _target(x: Array, y: Array) -> tuple[Array, Array]:
+        """Return the target's index and its probability, kept above 0, for each row."""
         assert x.ndim == 2, f"CrossEntropyModule: x has shape {x.shape}, expected (N, C)"
         n, n_classes = x.shape
-        p: Array = x[np.arange(n), class_indices(y, n, n_classes)]
-        clipped: Array = np.maximum(p, np.finfo(x.dtype).tiny)
-        return clipped
+        target = class_indices(y, n, n_classes)
+        return target, np.maximum(x[np.arange(n), target], np.finfo(x.dtype).tiny)
 
 
 class SoftMaxCrossEntropyModule:
