@@ -37,7 +37,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[], Module], float]] = {
 class MLP:
     """Linear layers with activations between them, and a softmax at the end.
 
-    ``[Linear - (BatchNorm) - activation - (Dropout)] * len(n_hidden) - Linear - SoftMax``
+    ``(Dropout) - [Linear - (BatchNorm) - activation - (Dropout)] * len(n_hidden) - Linear -
+    SoftMax``
 
     Args:
         n_inputs: number of input features D.
@@ -46,6 +47,7 @@ class MLP:
         neg_slope: slope below zero of a leaky ReLU; given, it selects that activation.
         activation: one of :data:`ACTIVATIONS`.
         dropout: probability of dropping a hidden unit; 0 adds no layer.
+        input_dropout: probability of dropping an input; 0 adds no layer.
         batch_norm: normalise before each activation.
         dtype: ``float32`` or ``float64``, of the parameters and so of the computation.
         rng: source of the initial weights and of the dropout masks.
@@ -67,6 +69,7 @@ class MLP:
         *,
         activation: str = "relu",
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         batch_norm: bool = False,
         dtype: DTypeLike = np.float64,
         rng: np.random.Generator | None = None,
@@ -86,6 +89,8 @@ class MLP:
         if neg_slope is not None:
             gain = math.sqrt(2.0 / (1.0 + neg_slope**2))  # He et al. 2015, equation 15
         self.layers: list[Module] = []
+        if input_dropout:
+            self.layers.append(DropoutModule(input_dropout, rng=dropout_rng))
         sizes = [n_inputs, *n_hidden, n_classes]
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             linear = LinearModule(
@@ -143,9 +148,10 @@ class MLP:
 
         In the first layer ∂L/∂x costs as much as ∂L/∂W and that layer is usually the largest.
         """
-        first = self.layers[0]
-        assert isinstance(first, LinearModule)
-        for layer in reversed(self.layers[1:-1]):
+        at, first = next(
+            (i, layer) for i, layer in enumerate(self.layers) if isinstance(layer, LinearModule)
+        )
+        for layer in reversed(self.layers[at + 1 : -1]):
             dlogits = layer.backward(dlogits)
         first.backward_parameters(dlogits)
 

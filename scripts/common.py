@@ -5,15 +5,18 @@ from __future__ import annotations
 from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
 from training.config import TrainSettings
 from training.errors import UserError
+from training.team import share
 
 
-def check_last_batch(batch_size: int, n_images: int) -> None:
-    """Refuse a batch of one image, of which batch normalisation knows no variance."""
-    if batch_size == 1 or n_images % batch_size == 1:
-        raise UserError(
-            f"--batch-size {batch_size} leaves a batch of one of the {n_images} training images, "
-            f"which batch normalisation cannot normalise; choose another size"
-        )
+def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> None:
+    """Refuse a batch of one image in a process: batch normalisation knows no variance of it."""
+    for n in (batch_size, n_images % batch_size):
+        parts = [share(n, rank, n_processes) for rank in range(n_processes)]
+        if any(part.stop - part.start == 1 for part in parts):
+            raise UserError(
+                f"--batch-size {batch_size} leaves a batch of one of the {n_images} training "
+                f"images, which batch normalisation cannot normalise; choose another size"
+            )
 
 
 def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:

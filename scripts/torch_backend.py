@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -14,12 +15,17 @@ from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
 from scripts.common import build_schedule
 from torch_models.device import choose_device, choose_precision
 from torch_models.device_loader import DeviceLoader
+from torch_models.distributed import LostProcessError, ProcessTeam, launched_by_torchrun
 from torch_models.learner import TorchLearner
+from training.cli import requires_torchvision
 from training.config import TorchSettings
 from training.data import BatchLoader, Dataset
+from training.data.augment import Augmentation, compose
 from training.errors import UserError
 from training.loop import Loader
 from training.run import Backend
+from training.seeding import generator
+from training.team import Alone
 
 SettingsT = TypeVar("SettingsT", bound=TorchSettings)
 MakeModel = Callable[[SettingsT, Dataset], nn.Module]
@@ -38,8 +44,29 @@ def norm_layer(name: str, dimensions: int) -> Callable[[int], nn.Module]:
     return functools.partial(ours, track_running_stats=True)
 
 
+@contextlib.contextmanager
+def torch_team() -> Iterator[ProcessTeam | None]:
+    """Join the processes that ``torchrun`` started together with this one, if it did."""
+    if not launched_by_torchrun():
+        yield None
+        return
+    team = ProcessTeam()
+    try:
+        yield team
+    except LostProcessError:
+        raise UserError(
+            "another process ended; the last checkpoint, if there is one, is whole: torchrun goes "
+            "on from it by itself with --max-restarts N and the command's --out FOLDER"
+        ) from None
+    team.leave()
+
+
 def torch_backend(
-    name: str, make_model: MakeModel[SettingsT], *, images: bool
+    name: str,
+    make_model: MakeModel[SettingsT],
+    *,
+    images: bool,
+    team: ProcessTeam | None = None,
 ) -> Backend[SettingsT]:
     """Return the backend of a PyTorch command.
 
@@ -47,57 +74,77 @@ def torch_backend(
         name: first part of the default run folder's name.
         make_model: makes the network on the host.
         images: whether the network looks at images, which then are kept channels-last.
+        team: the processes that train together, if there are several.
     """
+
+    def make_learner(settings: SettingsT, dataset: Dataset, device: torch.device) -> TorchLearner:
+        torch.manual_seed(settings.seed)
+        model = make_model(settings, dataset)
+        if settings.precision == "float64":
+            model = model.double()
+        model = model.to(device)
+        if images:
+            model = model.to(memory_format=torch.channels_last)
+        if team is not None and team.rank:  # the same weights in all processes, but not the masks
+            torch.manual_seed(int(generator(settings.seed, "process", team.rank).integers(2**63)))
+        mix = None
+        if settings.mixup or settings.cutmix:
+            requires_torchvision()
+            from torch_models.transforms import make_mix
+
+            mix = make_mix(settings.mixup, settings.cutmix, dataset.n_classes)
+        return TorchLearner(
+            model,
+            _optimizer(settings, model, fused=device.type in ("cpu", "cuda")),
+            device,
+            autocast_dtype=torch.bfloat16 if settings.precision == "bf16" else None,
+            channels_last=images,
+            compiled=settings.compile,
+            mix=mix,
+            team=team,
+        )
+
+    def measure(settings: SettingsT, dataset: Dataset, device: torch.device) -> tuple[str, str]:
+        learner = make_learner(settings, dataset, device)
+        shape = (min(settings.batch_size, 256), *dataset.image_shape)
+        batch = torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64)
+        return choose_precision("auto", learner.model, learner.to_device(*batch))
 
     def resolve(settings: SettingsT, dataset: Dataset) -> SettingsT:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         try:
-            device = choose_device(settings.device)
+            device = choose_device(settings.device, 0 if team is None else team.local_rank)
         except ValueError as error:
             raise UserError(str(error)) from None
         precision, reason = settings.precision, "as asked"
         if precision == "auto":
-            learner = _learner(settings, dataset, make_model, device, images)
-            shape = (min(settings.batch_size, 256), *dataset.image_shape)
-            batch = torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64)
-            precision, reason = choose_precision("auto", learner.model, learner.to_device(*batch))
+            if team is None or team.rank == 0:
+                precision, reason = measure(settings, dataset, device)
+            if team is not None:
+                precision, _, reason = team.agree_on(f"{precision}: {reason}").partition(": ")
         if not settings.quiet:
             print(f"device {device}, precision {precision} ({reason})")
         return dataclasses.replace(settings, device=device.type, precision=precision)
 
     def build(settings: SettingsT, dataset: Dataset) -> TorchLearner:
-        return _learner(settings, dataset, make_model, torch.device(settings.device), images)
+        return make_learner(settings, dataset, torch.device(settings.device))
 
     def adapt(settings: SettingsT, loader: BatchLoader) -> Loader:
         if settings.device != "cuda" or loader.augmentation is not None:
             return loader
         return DeviceLoader(loader, torch.device(settings.device))
 
-    return Backend(name, build, build_schedule, resolve, adapt)
+    def augmentation(settings: SettingsT) -> Augmentation | None:
+        if "randaugment" not in settings.augment:
+            return compose(settings.augment)
+        requires_torchvision()
+        from torch_models.transforms import randaugment
 
+        return compose(settings.augment, {"randaugment": randaugment})
 
-def _learner(
-    settings: SettingsT,
-    dataset: Dataset,
-    make_model: MakeModel[SettingsT],
-    device: torch.device,
-    images: bool,
-) -> TorchLearner:
-    torch.manual_seed(settings.seed)
-    model = make_model(settings, dataset)
-    if settings.precision == "float64":
-        model = model.double()
-    model = model.to(device)
-    if images:
-        model = model.to(memory_format=torch.channels_last)
-    return TorchLearner(
-        model,
-        _optimizer(settings, model, fused=device.type in ("cpu", "cuda")),
-        device,
-        autocast_dtype=torch.bfloat16 if settings.precision == "bf16" else None,
-        channels_last=images,
-        compiled=settings.compile,
+    return Backend(
+        name, build, build_schedule, resolve, adapt, augmentation, Alone() if team is None else team
     )
 
 

@@ -23,17 +23,20 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     # Only now: --help and a mistyped option need not wait for PyTorch, nor have it.
     requires_torch()
-    from scripts.torch_backend import norm_layer, torch_backend
+    from scripts.torch_backend import norm_layer, torch_backend, torch_team
     from torch_models.registry import MODELS
 
-    def make_model(settings: ConvNetSettings, dataset: Dataset) -> nn.Module:
-        if settings.model in ("vgg", "preact-resnet"):  # which normalise single values a channel
-            check_last_batch(settings.batch_size, len(dataset.train))
-        return MODELS[settings.model](
-            dataset.image_shape, dataset.n_classes, norm_layer(settings.norm, 2)
-        )
+    with torch_team() as team:
 
-    return run(command, torch_backend("convnet", make_model, images=True))
+        def make_model(settings: ConvNetSettings, dataset: Dataset) -> nn.Module:
+            # Networks that normalise a single value a channel, at the end.
+            if settings.model in ("vgg", "preact-resnet"):
+                check_last_batch(settings.batch_size, len(dataset.train), team.size if team else 1)
+            return MODELS[settings.model](
+                dataset.image_shape, dataset.n_classes, norm_layer(settings.norm, 2)
+            )
+
+        return run(command, torch_backend("convnet", make_model, images=True, team=team))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

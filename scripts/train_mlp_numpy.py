@@ -37,6 +37,7 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
         settings.neg_slope,
         activation=settings.activation,
         dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
         batch_norm=settings.batch_norm,
         dtype=settings.dtype,
         rng=np.random.default_rng(settings.seed),
@@ -78,6 +79,7 @@ def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
         about["neg_slope"],
         activation=about["activation"],
         dropout=about["dropout"],
+        input_dropout=about["input_dropout"],
         batch_norm=about["batch_norm"],
         dtype=about["dtype"],
     )

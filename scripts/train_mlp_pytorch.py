@@ -24,24 +24,27 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     # Only now: --help and a mistyped option need not wait for PyTorch, nor have it.
     requires_torch()
-    from scripts.torch_backend import norm_layer, torch_backend
+    from scripts.torch_backend import norm_layer, torch_backend, torch_team
     from torch_models.mlp import MLP
 
-    def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
-        if settings.batch_norm:
-            check_last_batch(settings.batch_size, len(dataset.train))
-        return MLP(
-            math.prod(dataset.image_shape),
-            settings.hidden_dims,
-            dataset.n_classes,
-            settings.neg_slope,
-            activation=settings.activation,
-            dropout=settings.dropout,
-            norm=norm_layer(settings.norm, 1) if settings.batch_norm else None,
-            weight_std=settings.weight_std,
-        )
+    with torch_team() as team:
 
-    return run(command, torch_backend("mlp-pytorch", make_model, images=False))
+        def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
+            if settings.batch_norm:
+                check_last_batch(settings.batch_size, len(dataset.train), team.size if team else 1)
+            return MLP(
+                math.prod(dataset.image_shape),
+                settings.hidden_dims,
+                dataset.n_classes,
+                settings.neg_slope,
+                activation=settings.activation,
+                dropout=settings.dropout,
+                input_dropout=settings.input_dropout,
+                norm=norm_layer(settings.norm, 1) if settings.batch_norm else None,
+                weight_std=settings.weight_std,
+            )
+
+        return run(command, torch_backend("mlp-pytorch", make_model, images=False, team=team))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

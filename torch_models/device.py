@@ -13,8 +13,12 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16", "float64")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the device called ``name``; ``auto`` is CUDA, else MPS, else the processor.
+
+    Args:
+        name: one of :data:`DEVICES`.
+        local_rank: number of this process on this machine, which is that of its GPU.
 
     Raises:
         ValueError: it is not there.
@@ -30,6 +34,13 @@ def choose_device(name: str) -> torch.device:
     if not there.get(kind, False):
         have = ", ".join(kind for kind, present in there.items() if present)
         raise ValueError(f"--device {name} is not there; this machine has {have}")
+    if kind == "cuda" and local_rank:
+        if local_rank >= (n := torch.cuda.device_count()):
+            raise ValueError(
+                f"process {local_rank + 1} of this machine has no GPU of its own: there are {n}; "
+                f"start fewer processes, or give --device cpu"
+            )
+        torch.cuda.set_device(local_rank)
     return torch.device(name)
 
 

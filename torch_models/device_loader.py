@@ -32,6 +32,7 @@ class _Loader(Protocol):
 
     def __len__(self) -> int: ...
     def order(self, epoch: int) -> NDArray[Any] | None: ...
+    def window(self, batch: int) -> slice: ...
 
 
 class DeviceLoader:
@@ -68,6 +69,6 @@ class DeviceLoader:
         order = self.loader.order(epoch)
         chosen = None if order is None else torch.from_numpy(order).to(self.device)
         for batch in range(start, len(self)):
-            window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            window = self.loader.window(batch)
             index = window if chosen is None else chosen[window]
             yield self._images[index] * self._scale + self._shift, self._labels[index]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from torch_models.distributed import ProcessTeam
 
 Array = NDArray[Any]
 
@@ -27,6 +29,11 @@ class TorchLearner:
         autocast_dtype: run the forward pass under autocast in this type; None for the model's own.
         channels_last: keep images and convolutions in channels-last memory layout.
         compiled: compile the model with ``torch.compile``.
+        mix: blends the images of a training batch with one another: images and labels ->
+            images and shares of the classes (N, K). A prediction then counts as correct where it
+            is the class of the largest share.
+        team: the processes that each take a share of every batch. Their gradients are averaged
+            before the update, and their running statistics after it.
 
     Shapes: images (N, C, H, W), labels (N,), as NumPy arrays or tensors.
     """
@@ -40,10 +47,14 @@ class TorchLearner:
         autocast_dtype: torch.dtype | None = None,
         channels_last: bool = False,
         compiled: bool = False,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        team: ProcessTeam | None = None,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.autocast_dtype, self.channels_last = autocast_dtype, channels_last
+        self.mix, self.team = mix, team
         self.micro_batch: int | None = None  # images that fit at once, once memory has run out
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._forward: Any = torch.compile(model) if compiled else model
 
     def train_step(self, images: Any, labels: Any, lr: float) -> tuple[Tensor, Tensor]:
@@ -56,6 +67,9 @@ class TorchLearner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         x, y = self.to_device(images, labels)
+        if self.mix is not None and len(y):
+            x, y = self.mix(x, y)
+            x = x.contiguous(memory_format=self._layout)
         while True:
             self.optimizer.zero_grad(set_to_none=True)
             try:
@@ -67,6 +81,8 @@ class TorchLearner:
                     raise
                 self.micro_batch = (size + 1) // 2
             self._say_smaller(len(y))
+        if self.team is not None:
+            self._average(self.team, len(y))
         self.optimizer.step()
         return loss, correct
 
@@ -81,8 +97,20 @@ class TorchLearner:
             loss = nn.functional.cross_entropy(logits, target) * (len(target) / len(y))
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
-            correct.append((logits.detach().argmax(dim=1) == target).sum())
+            best = target if target.dim() == 1 else target.argmax(dim=1)
+            correct.append((logits.detach().argmax(dim=1) == best).sum())
+        if not losses:  # the last batch of an epoch had fewer images than there are processes
+            return x.new_zeros(()), y.new_zeros(())
         return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+    def _average(self, team: ProcessTeam, n: int) -> None:
+        """Give every process the gradients of the whole batch, and the same running statistics."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for p in params:
+            if p.grad is None:  # without a share of this batch
+                p.grad = torch.zeros_like(p)
+        statistics = [b for b in self.model.buffers() if b.is_floating_point()]
+        team.average([*(p.grad for p in params), *statistics], weight=n)
 
     def _say_smaller(self, batch: int) -> None:
         # Outside the except block: the traceback there would keep the failed step's tensors alive.
@@ -114,8 +142,7 @@ class TorchLearner:
     def to_device(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         """Return the batch as tensors on the device, in the memory layout of the model."""
         x, y = torch.as_tensor(images), torch.as_tensor(labels)
-        layout = torch.channels_last if self.channels_last else torch.preserve_format
-        x = x.to(self.device, non_blocking=True, memory_format=layout)
+        x = x.to(self.device, non_blocking=True, memory_format=self._layout)
         return x, y.to(self.device, non_blocking=True)
 
     def weights(self) -> dict[str, Array]:
@@ -142,10 +169,10 @@ class TorchLearner:
         self.model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights.items()})
 
     def state(self) -> tuple[dict[str, Array], str]:
-        """Return the optimizer's arrays and the random generators' states."""
-        arrays = {"generator.cpu": torch.get_rng_state().numpy()}
+        """Return the optimizer's arrays and the random generators' states, a row a process."""
+        arrays = {"generator.cpu": self._of_all(torch.get_rng_state())}
         if self.device.type == "cuda":
-            arrays["generator.cuda"] = torch.cuda.get_rng_state(self.device).numpy()
+            arrays["generator.cuda"] = self._of_all(torch.cuda.get_rng_state(self.device))
         for i, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if value is not None:
@@ -159,11 +186,8 @@ class TorchLearner:
         for name, array in arrays.items():
             kind, _, rest = name.partition(".")
             tensor = torch.from_numpy(np.array(array))
-            if name == "generator.cpu":
-                torch.set_rng_state(tensor)
-            elif name == "generator.cuda":
-                if self.device.type == "cuda":
-                    torch.cuda.set_rng_state(tensor, self.device)
+            if kind == "generator":
+                self._load_generator(rest, tensor)
             elif kind == "optimizer":
                 index, _, key = rest.partition(".")
                 state.setdefault(int(index), {})[key] = tensor
@@ -179,6 +203,26 @@ class TorchLearner:
                     # they lie, so that another layout would mix them up without a word.
                     entries[key] = torch.empty_like(params[i], dtype=tensor.dtype).copy_(tensor)
         self.optimizer.load_state_dict({"state": state, "param_groups": mine["param_groups"]})
+
+    def _of_all(self, state: Tensor) -> Array:
+        rows: Array = state.numpy()[None]
+        return rows if self.team is None else self.team.gather(rows)
+
+    def _load_generator(self, kind: str, states: Tensor) -> None:
+        rank, size = (0, 1) if self.team is None else (self.team.rank, self.team.size)
+        if len(states) != size and rank == 0 and kind == "cpu":
+            print(
+                f"the run had {len(states)} processes and has {size} now: it goes on, but not as "
+                f"it would have",
+                file=sys.stderr,
+            )
+        if rank >= len(states):
+            return
+        mine = states[rank].clone()  # PyTorch reads a view from where its storage begins
+        if kind == "cpu":
+            torch.set_rng_state(mine)
+        elif kind == "cuda" and self.device.type == "cuda":
+            torch.cuda.set_rng_state(mine, self.device)
 
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""

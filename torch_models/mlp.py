@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float]] = {
 
 
 class MLP(nn.Module):
-    """A stack ``[Linear - (norm) - activation - (Dropout)] * len(n_hidden) - Linear``.
+    """A stack ``(Dropout) - [Linear - (norm) - activation - (Dropout)] * len(n_hidden) - Linear``.
 
     Option for option the NumPy network, with the same names in ``state_dict`` (``layers.0.weight``
     and so on): weights saved by the one load into the other and give the same logits. ``forward``
@@ -33,6 +33,7 @@ class MLP(nn.Module):
         neg_slope: slope below zero of a leaky ReLU; given, it selects that activation.
         activation: one of :data:`ACTIVATIONS`.
         dropout: probability of dropping a hidden unit; 0 adds no layer.
+        input_dropout: probability of dropping an input; 0 adds no layer.
         norm: makes the normalisation of a hidden layer from its width; None for none.
         weight_std: initial standard deviation of every weight, instead of Kaiming's
             N(0, gain²/n_in) with gain 1 in the first layer.
@@ -53,6 +54,7 @@ class MLP(nn.Module):
         *,
         activation: str = "relu",
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         norm: Callable[[int], nn.Module] | None = None,
         weight_std: float | None = None,
         generator: torch.Generator | None = None,
@@ -65,7 +67,7 @@ class MLP(nn.Module):
                 f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}"
             )
         make_activation, gain = ACTIVATIONS[activation]
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.Dropout(input_dropout)] if input_dropout else []
         sizes = [n_inputs, *n_hidden, n_classes]
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             linear = nn.Linear(n_in, n_out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from importlib import metadata
 
 from training.errors import UserError
 
@@ -37,7 +38,7 @@ def guarded(main: Callable[[], int]) -> int:
 
 
 def requires_torch() -> None:
-    """Raise UserError where PyTorch is missing, or torchvision does not go with it."""
+    """Raise UserError where PyTorch is missing."""
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -47,6 +48,31 @@ def requires_torch() -> None:
         ) from None
 
 
+def requires_torchvision() -> None:
+    """Raise UserError where torchvision is missing, or was built for another PyTorch."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:  # whatever its compiled operators raise when they do not fit
+        raise UserError(
+            f"torchvision cannot be imported ({_one_line(error)}): torch {_version('torch')} and "
+            f"torchvision {_version('torchvision')} do not go together; install both at once: "
+            f"{sys.executable} -m pip install --upgrade 'handgrad[torch]'"
+        ) from None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    # Of several processes on a machine that all fail alike, the first speaks.
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {_one_line(message)}", file=sys.stderr)
     return 2
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

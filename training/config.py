@@ -137,6 +137,7 @@ class MLPSettings(TrainSettings):
         None, "slope below zero of leaky_relu (default: 0.01); implies that activation"
     )
     dropout: float = setting(0.0, "probability of dropping a hidden unit", least=0, below=1)
+    input_dropout: float = setting(0.0, "probability of dropping an input", least=0, below=1)
     batch_norm: bool = setting(False, "normalise each hidden layer over the batch")
     weight_std: float | None = setting(
         None, "standard deviation of the initial weights (default: Kaiming's)", above=0
@@ -160,6 +161,15 @@ class TorchSettings(TrainSettings):
         "auto",
         "precision; auto takes bf16 autocast where a short measurement shows that it pays",
         choices=("auto", "float32", "bf16", "float64"),
+    )
+    augment: tuple[str, ...] = setting(
+        (), "random changes of the training images", choices=[*AUGMENTATIONS, "randaugment"]
+    )
+    mixup: float = setting(
+        0.0, "blend pairs of images, their shares from Beta(α, α) with this α", least=0
+    )
+    cutmix: float = setting(
+        0.0, "paste a box of another image, its area from Beta(α, α) with this α", least=0
     )
     norm: str = setting(
         "builtin", "whose batch normalisation", choices=("builtin", "autograd", "manual")

@@ -8,10 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from training.data.dataset import Split
 from training.errors import DataError, DivergedError
 from training.learner import Learner
 from training.metrics import MetricsFile, Row
+from training.team import Alone, Team
 
 _REPORT_SECONDS = 0.25  # how often the progress bar asks the learner's scalars for their values
 
@@ -44,6 +45,8 @@ class Loader(Protocol):
 @dataclass
 class Progress:
     """The loop's counters; all of them are in a checkpoint.
+
+    The sums are those of this process's images; a checkpoint has a row of them for each process.
 
     Attributes:
         step: updates made.
@@ -69,23 +72,52 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
 
+    def sums(self) -> NDArray[np.float64]:
+        """Return ``loss_sum``, ``correct_sum`` and ``count``."""
+        return np.array([float(self.loss_sum), float(self.correct_sum), float(self.count)])
+
+    def to_dict(self, sums: NDArray[np.float64]) -> dict[str, Any]:
+        """Return what a checkpoint holds, with the ``sums`` (n, 3) of all n processes."""
+        return {name: getattr(self, name) for name in _COUNTERS} | {"sums": sums.tolist()}
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Progress:
-        """Return the counters in ``values``, read from a file; ValueError where they cannot be."""
-        names = {field.name for field in fields(cls)}
-        if wrong := sorted(names ^ values.keys()):
+    def from_dict(cls, values: Mapping[str, Any], team: Team) -> Progress:
+        """Return the counters in ``values``, read from a file; ValueError where they cannot be.
+
+        When the number of processes has changed, the first takes over the sums of all.
+        """
+        if wrong := sorted({*_COUNTERS, "sums"} ^ values.keys()):
             raise ValueError(f"{wrong[0]} is missing or unknown")
-        self = cls(**values)
-        for name in ("step", "count", "rows", "best_step"):
+        self = cls(**{name: values[name] for name in _COUNTERS})
+        for name in ("step", "rows", "best_step"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
                 raise ValueError(f"its {name} is {value!r}")
-        for name in ("seconds", "eval_seconds", "loss_sum", "correct_sum", "best_loss"):
+        for name in ("seconds", "eval_seconds", "best_loss"):
             if type(getattr(self, name)) not in (int, float):
                 raise ValueError(f"its {name} is {getattr(self, name)!r}")
         if type(self.best_accuracy) not in (int, float, type(None)):
             raise ValueError(f"its best_accuracy is {self.best_accuracy!r}")
+        sums = np.array(values["sums"], dtype=np.float64)
+        if sums.ndim != 2 or sums.shape[1] != 3 or not (sums[:, 1:] >= 0).all():
+            raise ValueError(f"its sums are {values['sums']!r}")
+        if len(sums) != team.size:
+            sums = np.concatenate([sums.sum(axis=0)[None], np.zeros((team.size - 1, 3))])
+        loss_sum, correct_sum, count = sums[team.rank].tolist()
+        self.loss_sum, self.correct_sum, self.count = loss_sum, correct_sum, int(count)
         return self
+
+
+# What a checkpoint holds of the counters beside the sums.
+_COUNTERS = (
+    "step",
+    "seconds",
+    "eval_seconds",
+    "rows",
+    "best_accuracy",
+    "best_loss",
+    "best_step",
+)
 
 
 @dataclass
@@ -95,8 +127,8 @@ class Loop:
     Args:
         learner: the backend.
         train_loader: batches to learn from.
-        eval_loaders: batches of each split to evaluate on the way, by name. With one called
-            ``validation`` the best weights on it are kept.
+        eval_loaders: batches of each split to evaluate on the way, by name; of this process's
+            share of it. With one called ``validation`` the best weights on it are kept.
         schedule: learning rate of each step, counted from 0.
         total_steps: when to stop.
         eval_every: steps between evaluations; there is also one before the first step and one
@@ -104,6 +136,8 @@ class Loop:
         metrics: where rows go.
         checkpoint_path: where checkpoints go, at every evaluation and on a signal.
         quiet: print nothing.
+        team: the processes that train together. Each runs a loop of its own, in step with the
+            others.
     """
 
     learner: Learner
@@ -115,6 +149,7 @@ class Loop:
     metrics: MetricsFile
     checkpoint_path: Path
     quiet: bool = False
+    team: Team = field(default_factory=Alone)
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, NDArray[Any]] = field(default_factory=dict)
     stop_signal: int | None = None
@@ -131,7 +166,7 @@ class Loop:
             DataError: it belongs to another model, optimizer or version.
         """
         try:
-            self.progress = Progress.from_dict(checkpoint.progress)
+            self.progress = Progress.from_dict(checkpoint.progress, self.team)
             if checkpoint.best:
                 self.learner.load_weights(checkpoint.best)  # only to see that they fit
             self.learner.load_weights(checkpoint.weights)
@@ -156,19 +191,24 @@ class Loop:
         with self._signals_caught(), self._bar() as bar:
             if p.step == 0 and p.rows == 0:
                 self._evaluate(bar)
-            while p.step < self.total_steps and self.stop_signal is None:
+            while p.step < self.total_steps and not self._stopping():
                 epoch, first = divmod(p.step, len(loader))
                 for images, labels in loader.batches(epoch, first):
                     self._step(images, labels, bar)
                     if p.step % self.eval_every == 0 or p.step == self.total_steps:
                         self._evaluate(bar)
-                    if p.step == self.total_steps or self.stop_signal is not None:
+                    if p.step == self.total_steps or self._stopping():
                         break
             p.seconds = time.perf_counter() - self._clock
-            if self.stop_signal is not None:
+            if self._stopping():
                 self._check_weights()
                 self._save()
         return p.step == self.total_steps
+
+    def _stopping(self) -> bool:
+        """Say whether any of the processes was asked to stop: then all do, after the same step."""
+        self.stop_signal = self.team.largest(self.stop_signal or 0) or None
+        return self.stop_signal is not None
 
     def _step(self, images: Any, labels: Any, bar: tqdm[Any]) -> None:
         p = self.progress
@@ -182,7 +222,7 @@ class Loop:
         p.step += 1
         if bar.disable:
             return
-        bar.update(len(labels))
+        bar.update(len(labels) * self.team.size)
         now = time.perf_counter()
         if now - self._reported > _REPORT_SECONDS:
             self._reported = now
@@ -197,12 +237,12 @@ class Loop:
         p = self.progress
         start = time.perf_counter()
         report: list[tuple[str, float, float]] = []
-        if p.count:
-            report.append(("train", float(p.loss_sum) / p.count, float(p.correct_sum) / p.count))
+        loss_sum, correct_sum, count = self.team.sum(p.sums())
+        if count:
+            report.append(("train", float(loss_sum / count), float(correct_sum / count)))
             p.loss_sum, p.correct_sum, p.count = 0.0, 0, 0
         for name, loader in self.eval_loaders.items():
-            loss, predicted = evaluate(self.learner, loader)
-            accuracy = float((predicted == loader.split.labels).mean())
+            loss, accuracy, _ = evaluate(self.learner, loader, self.team)
             report.append((name, loss, accuracy))
             better = p.best_accuracy is None or (accuracy, -loss) > (p.best_accuracy, -p.best_loss)
             if name == "validation" and better:
@@ -230,14 +270,15 @@ class Loop:
         p = self.progress
         p.rows = len(self.metrics.rows)
         arrays, text = self.learner.state()
-        p.loss_sum, p.correct_sum = float(p.loss_sum), float(p.correct_sum)
-        Checkpoint(
-            weights=self.learner.weights(),
-            learner=arrays,
-            learner_text=text,
-            best=self.best_weights,
-            progress=asdict(p),
-        ).save(self.checkpoint_path)
+        sums = self.team.gather(p.sums()[None])
+        if self.team.rank == 0:
+            Checkpoint(
+                weights=self.learner.weights(),
+                learner=arrays,
+                learner_text=text,
+                best=self.best_weights,
+                progress=p.to_dict(sums),
+            ).save(self.checkpoint_path)
         self._saved_step = p.step
 
     def _check_weights(self) -> None:
@@ -294,12 +335,38 @@ class Loop:
                 signal.signal(number, handler)
 
 
-def evaluate(learner: Learner, loader: Loader) -> tuple[float, NDArray[Any]]:
-    """Return the mean loss over a split and the predicted class of each of its images (N,)."""
+class Evaluation(NamedTuple):
+    """What :func:`evaluate` found.
+
+    Attributes:
+        loss: mean over the images.
+        accuracy: share of correct predictions.
+        predicted: class of each image, (N,).
+    """
+
+    loss: float
+    accuracy: float
+    predicted: NDArray[Any]
+
+
+def evaluate(learner: Learner, loader: Loader, team: Team | None = None) -> Evaluation:
+    """Evaluate a split, the processes of a team each their share of it.
+
+    Args:
+        learner: what to evaluate.
+        loader: all images, or, in a team, this process's part of them; the parts follow each
+            other in the order of the ranks.
+        team: the processes; the same answer is given to all.
+    """
+    team = team or Alone()
     total: Any = 0.0
-    predicted = []
+    predicted = [np.empty(0, dtype=np.int64)]
     for images, labels in loader.batches(0):
         loss, classes = learner.eval_step(images, labels)
         total = total + loss * len(labels)
         predicted.append(np.asarray(classes))
-    return float(total) / len(loader.split), np.concatenate(predicted)
+    classes = np.concatenate(predicted)
+    correct = np.count_nonzero(classes == loader.split.labels)
+    sums = team.sum(np.array([float(total), float(correct), float(len(classes))]))
+    loss, accuracy = float(sums[0] / sums[2]), float(sums[1] / sums[2])
+    return Evaluation(loss, accuracy, team.gather(classes))

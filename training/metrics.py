@@ -44,13 +44,20 @@ class Row:
 
 
 class MetricsFile:
-    """``metrics.csv``, a row an evaluation; ``rows`` holds what it says."""
+    """``metrics.csv``, a row an evaluation; ``rows`` holds what it says.
 
-    def __init__(self, path: Path, rows: Sequence[Row] = ()) -> None:
+    Args:
+        path: the file; None keeps the rows in memory only, for a process that does not write.
+        rows: those there are already.
+    """
+
+    def __init__(self, path: Path | None, rows: Sequence[Row] = ()) -> None:
         self.path, self.rows = path, list(rows)
 
     def create(self) -> None:
         """Write the file anew, with the rows there are."""
+        if self.path is None:
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -60,6 +67,8 @@ class MetricsFile:
     def append(self, row: Row) -> None:
         """Add a row, in memory and on disk."""
         self.rows.append(row)
+        if self.path is None:
+            return
         try:
             with self.path.open("a", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(_cells(row))

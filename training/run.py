@@ -22,14 +22,16 @@ from threadpoolctl import threadpool_limits
 from training.checkpoint import Checkpoint, save_arrays
 from training.config import Command, SettingsT, TrainSettings, override, settings_from_dict
 from training.data import BatchLoader, Dataset, load_dataset
-from training.data.augment import compose
+from training.data.augment import Augmentation, compose
+from training.data.dataset import Split
 from training.data.preprocess import Preprocessing, fit_preprocessing
 from training.environment import describe_environment, peak_memory_bytes
 from training.errors import DataError, UserError
 from training.files import write_atomically
 from training.learner import Learner
-from training.loop import Loader, Loop, evaluate
+from training.loop import Evaluation, Loader, Loop, evaluate
 from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
+from training.team import Alone, Team, share
 
 _EVAL_BATCH = 500  # inputs of this many CIFAR-10 images stay in a processor's cache
 
@@ -45,6 +47,8 @@ class Backend(Generic[SettingsT]):
         resolve: replaces what the settings leave to be decided on the spot (``auto``), so that
             what was decided is recorded, and a resumed run goes on with it.
         adapt: may replace a loader by one that yields the same batches elsewhere.
+        augmentation: makes what changes the training images.
+        team: the processes that train together.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Backend(Generic[SettingsT]):
     schedule: Callable[[SettingsT, int], Callable[[int], float]]
     resolve: Callable[[SettingsT, Dataset], SettingsT] = lambda settings, dataset: settings
     adapt: Callable[[SettingsT, BatchLoader], Loader] = lambda settings, loader: loader
+    augmentation: Callable[[SettingsT], Augmentation | None] = lambda s: compose(s.augment)
+    team: Team = dataclasses.field(default_factory=Alone)
 
 
 def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
@@ -62,9 +68,13 @@ def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
     Raises:
         UserError: something the user can mend.
     """
+    if backend.team.restarted:
+        command = _restarted(command, backend.team)
     settings = command.settings
     if command.resume is not None:
         settings = _settings_of_run(command, backend)
+    if backend.team.rank:
+        settings = dataclasses.replace(settings, quiet=True)
     with ExitStack() as stack:
         if settings.threads is not None:
             stack.enter_context(threadpool_limits(settings.threads))
@@ -72,8 +82,15 @@ def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
 
 
 def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[SettingsT]) -> int:
-    folder = command.resume
-    if folder is None and settings.out is not None:
+    folder, team = command.resume, backend.team
+    if settings.batch_size % team.size:
+        raise UserError(
+            f"--batch-size {settings.batch_size} cannot be divided among {team.size} processes; "
+            f"choose a multiple of {team.size}"
+        )
+    if team.may_restart and folder is None and settings.out is None:
+        raise UserError("give --out FOLDER: restarted processes look there for what to go on from")
+    if folder is None and settings.out is not None and not team.rank:
         _check_out(Path(settings.out))
     data_dir = None
     if settings.data_dir is not None:
@@ -84,9 +101,13 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
             hint = "" if data_dir.exists() else "; make it first if the data are to go there"
             raise UserError(f"--data-dir {settings.data_dir} {state}{hint}")
         settings = dataclasses.replace(settings, data_dir=str(data_dir))
+    if team.rank:
+        team.agree_on("")  # to wait until process 0 has downloaded what was missing
     dataset = load_dataset(
         settings.dataset, data_dir, validation_size=settings.validation_size, seed=settings.seed
     )
+    if not team.rank:
+        team.agree_on("")
     settings = backend.resolve(settings, dataset)
     dtype = getattr(settings, "dtype", "float32")
     preprocessing = fit_preprocessing(settings.preprocess, dataset.train.images, dtype)
@@ -95,23 +116,26 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         settings.batch_size,
         preprocessing,
         shuffle=True,
-        augmentation=compose(settings.augment),
+        augmentation=backend.augmentation(settings),
         seed=settings.seed,
+        rank=team.rank,
+        size=team.size,
     )
     total_steps = settings.max_steps or (settings.epochs or 1) * len(train_loader)
     learner = backend.build(settings, dataset)
     schedule = backend.schedule(settings, total_steps)
     fingerprint = dataset.fingerprint()
     checkpoint = None if folder is None else Checkpoint.load(folder / "checkpoint.safetensors")
-    is_new = folder is None
+    is_new = folder is None and not team.rank
     if folder is None:
-        folder = _make_folder(settings, backend.name)
+        folder = Path() if team.rank else _make_folder(settings, backend.name)
+    folder = Path(team.agree_on(str(folder)))
     loop = Loop(
         learner=learner,
         train_loader=backend.adapt(settings, train_loader),
         eval_loaders={
             name: backend.adapt(
-                settings, BatchLoader(dataset.split(name), _EVAL_BATCH, preprocessing)
+                settings, BatchLoader(_part(dataset, name, team), _EVAL_BATCH, preprocessing)
             )
             for name in settings.eval_splits
             if len(dataset.split(name))
@@ -119,23 +143,50 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         schedule=schedule,
         total_steps=total_steps,
         eval_every=settings.eval_every or len(train_loader),
-        metrics=MetricsFile(folder / "metrics.csv"),
+        metrics=MetricsFile(None if team.rank else folder / "metrics.csv"),
         checkpoint_path=folder / "checkpoint.safetensors",
         quiet=settings.quiet,
+        team=team,
     )
     if checkpoint is not None:
         _take_up(loop, checkpoint, folder, fingerprint)
     try:
         # Only now: a run that cannot be resumed as asked keeps what it has.
-        before = [] if is_new else _read_config(folder).get("commands", [])
-        commands = [*before, command.text]
-        write_atomically(folder / "config.json", _config(commands, settings, fingerprint))
+        if not team.rank:
+            before = [] if is_new else _read_config(folder).get("commands", [])
+            config = {
+                "commands": [*before, command.text],
+                "settings": asdict(settings),
+                "data": fingerprint,
+                "processes": team.size,
+                **describe_environment(),
+            }
+            write_atomically(folder / "config.json", _json(config))
         loop.metrics.create()
         return _train(command, settings, dataset, preprocessing, loop, folder)
     except BaseException:
         if is_new and not loop.checkpoint_path.exists():
             _remove_stillborn(folder)
         raise
+
+
+def _restarted(command: Command[SettingsT], team: Team) -> Command[SettingsT]:
+    """Return what processes do that replace others: go on from their checkpoint, if there is one.
+
+    The command is the one that began the run, so the run's settings say all that it does.
+    """
+    folder = command.resume or Path(command.settings.out or "")
+    if not team.agree_on("yes" if (folder / "checkpoint.safetensors").exists() else ""):
+        if not team.rank:
+            _remove_stillborn(folder)
+        return command
+    return dataclasses.replace(command, resume=folder, overrides={})
+
+
+def _part(dataset: Dataset, name: str, team: Team) -> Split:
+    """Return this process's share of a split to be evaluated."""
+    split = dataset.split(name)
+    return split.part(share(len(split), team.rank, team.size))
 
 
 def _take_up(loop: Loop, checkpoint: Checkpoint, folder: Path, fingerprint: str) -> None:
@@ -152,7 +203,8 @@ def _take_up(loop: Loop, checkpoint: Checkpoint, folder: Path, fingerprint: str)
             f"the run in {folder} is at step {loop.progress.step} already, beyond "
             f"{loop.total_steps}"
         )
-    loop.metrics = MetricsFile.reopen(loop.metrics.path, loop.progress.rows)
+    if loop.metrics.path is not None:
+        loop.metrics = MetricsFile.reopen(loop.metrics.path, loop.progress.rows)
 
 
 def _train(
@@ -168,13 +220,22 @@ def _train(
         _announce(settings, dataset, learner, loop, folder)
     if not loop.run():
         assert loop.stop_signal is not None
-        print(
-            f"stopped after step {loop.progress.step} of {total_steps}; go on with: "
-            f"{command.invocation} --resume {shlex.quote(str(folder.absolute()))}",
-            file=sys.stderr,
-        )
+        if not loop.team.rank:
+            print(
+                f"stopped after step {loop.progress.step} of {total_steps}; go on with: "
+                f"{command.invocation} --resume {shlex.quote(str(folder.absolute()))}",
+                file=sys.stderr,
+            )
         return 128 + loop.stop_signal
-    summary = _finish(folder, settings, dataset, preprocessing, learner, loop)
+    if loop.best_weights:
+        learner.load_weights(loop.best_weights)
+    test = BatchLoader(_part(dataset, "test", loop.team), _EVAL_BATCH, preprocessing)
+    evaluation = evaluate(learner, test, loop.team)
+    target = settings.target_accuracy
+    below = target is not None and evaluation.accuracy < target
+    if loop.team.rank:
+        return int(below)
+    summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation)
     best = summary["best_validation_accuracy"]
     print(
         f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f}"
@@ -182,8 +243,7 @@ def _train(
         + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
         + f"\nrun folder: {folder}"
     )
-    target = settings.target_accuracy
-    if target is not None and summary["test_accuracy"] < target:
+    if below:
         print(
             f"test accuracy {summary['test_accuracy']:.4f} is below --target-accuracy {target:g}",
             file=sys.stderr,
@@ -197,23 +257,19 @@ def _finish(
     settings: SettingsT,
     dataset: Dataset,
     preprocessing: Preprocessing,
-    learner: Learner,
     loop: Loop,
+    test: Evaluation,
 ) -> dict[str, Any]:
-    """Evaluate the test set with the best weights there are; write summary, weights, pictures."""
+    """Write summary, weights and pictures of the best weights there are."""
     progress = loop.progress
-    if loop.best_weights:
-        learner.load_weights(loop.best_weights)
-    test = BatchLoader(dataset.test, _EVAL_BATCH, preprocessing)
-    test_loss, predicted = evaluate(learner, test)
-    confusions = count_confusions(predicted, dataset.test.labels, dataset.n_classes)
+    confusions = count_confusions(test.predicted, dataset.test.labels, dataset.n_classes)
     scores = confusion_matrix_to_metrics(confusions)
-    weights = learner.weights()
+    weights = loop.learner.weights()
     images = _images_seen(progress.step, loop.train_loader)
     summary = {
         "dataset": dataset.name,
         "test_accuracy": scores["accuracy"],
-        "test_loss": test_loss,
+        "test_loss": test.loss,
         "best_validation_accuracy": progress.best_accuracy,
         "weights_of_step": progress.best_step if loop.best_weights else progress.step,
         "steps": progress.step,
@@ -235,7 +291,7 @@ def _finish(
     save_arrays(
         folder / "model.safetensors", weights, _model_metadata(settings, dataset, preprocessing)
     )
-    _draw(folder, settings, dataset, loop, confusions, predicted)
+    _draw(folder, settings, dataset, loop, confusions, test.predicted)
     return summary
 
 
@@ -362,11 +418,6 @@ def _remove_stillborn(folder: Path) -> None:
         for name in ("config.json", "metrics.csv"):
             (folder / name).unlink(missing_ok=True)
         folder.rmdir()
-
-
-def _config(commands: list[str], settings: TrainSettings, fingerprint: str) -> bytes:
-    config = {"commands": commands, "settings": asdict(settings), "data": fingerprint}
-    return _json({**config, **describe_environment()})
 
 
 def _model_metadata(

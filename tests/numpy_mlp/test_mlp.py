@@ -18,6 +18,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"activation": "tanh", "dropout": 0.3},
     {"activation": "sigmoid", "batch_norm": True},
     {"neg_slope": 0.1, "dropout": 0.2, "batch_norm": True},
+    {"input_dropout": 0.2},
 ]
 
 
@@ -52,8 +53,9 @@ def test_training_with_the_fused_loss_gives_pytorchs_gradients(rng: np.random.Ge
         np.testing.assert_allclose(model.grads[f"layers.{name}"], param.grad, rtol=1e-9, atol=1e-13)
 
 
-def test_three_ways_back_agree(rng: np.random.Generator) -> None:
-    model = MLP(3, [6], 4, rng=rng)
+@pytest.mark.parametrize("input_dropout", [0.0, 0.3])
+def test_three_ways_back_agree(rng: np.random.Generator, input_dropout: float) -> None:
+    model = MLP(3, [6], 4, input_dropout=input_dropout, rng=rng)
     x, dout = rng.standard_normal((8, 3)), rng.standard_normal((8, 4))
     model.forward(x)
     dx = model.backward(dout)

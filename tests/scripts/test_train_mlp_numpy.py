@@ -375,6 +375,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
     "activation": ({"activation": "tanh"}, lambda made: "Tanh" in repr(made.model)),
     "neg_slope": ({"neg_slope": 0.3}, lambda made: "0.3" in repr(made.model)),
     "dropout": ({"dropout": 0.25}, lambda made: "0.25" in repr(made.model)),
+    "input_dropout": ({"input_dropout": 0.2}, lambda made: "0.2" in repr(made.model.layers[0])),
     "batch_norm": ({"batch_norm": True}, lambda made: "BatchNorm" in repr(made.model)),
     "dtype": (
         {"dtype": "float64"},

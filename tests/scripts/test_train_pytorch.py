@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -46,12 +47,25 @@ def test_a_run_writes_every_file_and_repeats(tmp_path: Path, name: str) -> None:
     assert config["settings"]["precision"] == "float32"
 
 
-@ALL
-@pytest.mark.parametrize("stop_at", [3, 7])
+@pytest.mark.parametrize(
+    ("name", "options", "stop_at"),
+    [
+        ("mlp", "--augment crop", 3),
+        ("mlp", "--augment flip,randaugment --mixup 0.4 --input-dropout 0.1", 7),
+        ("convnet", "--augment crop", 7),
+        ("convnet", "--cutmix 1 --mixup 0.2", 3),
+        pytest.param(
+            "mlp",
+            "--compile",
+            7,
+            marks=pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++"),
+        ),
+    ],
+)
 def test_stopped_and_resumed_is_as_never_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stop_at: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: str, stop_at: int
 ) -> None:
-    assert _run(name, tmp_path / "whole", "--augment crop") == 0
+    assert _run(name, tmp_path / "whole", options) == 0
     step = Loop._step
 
     def stopping(self: Loop, *args: Any) -> None:
@@ -61,7 +75,7 @@ def test_stopped_and_resumed_is_as_never_stopped(
 
     with monkeypatch.context() as context:
         context.setattr(Loop, "_step", stopping)
-        assert _run(name, tmp_path / "parts", "--augment crop") == 130
+        assert _run(name, tmp_path / "parts", options) == 130
     assert COMMANDS[name][0](["--resume", str(tmp_path / "parts")]) == 0
     ends = [
         Checkpoint.load(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts")
@@ -141,3 +155,22 @@ def test_without_pytorch_the_extra_is_named(script: str) -> None:
     )
     assert result.returncode == 2
     assert "handgrad[torch]" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--mixup=0.2", "--augment=randaugment"])
+def test_a_torchvision_that_does_not_match(tmp_path: Path, option: str) -> None:
+    # As torchvision does when its compiled operators do not fit: a RuntimeError at import.
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    text = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (package / "__init__.py").write_text(text)
+    code = "import sys; from scripts.train_mlp_pytorch import main"
+    code += f"; sys.path.insert(0, {str(tmp_path)!r}); "
+    code += f"sys.exit(main([{option!r}, '--quiet', '--out', {str(tmp_path / 'run')!r}]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert "torchvision::nms" in result.stderr and "do not go together" in result.stderr
+    assert not (tmp_path / "run").exists()

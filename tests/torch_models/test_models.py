@@ -24,6 +24,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"activation": "tanh", "dropout": 0.3},
     {"activation": "sigmoid", "batch_norm": True},
     {"neg_slope": 0.1, "dropout": 0.2, "batch_norm": True},
+    {"input_dropout": 0.2},
 ]
 
 

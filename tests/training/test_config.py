@@ -146,6 +146,7 @@ BAD = [
     ("--weight-decay -1", "--weight-decay -1", "at least 0"),
     ("--weight-decay inf", "--weight-decay inf", "at least 0"),
     ("--dropout 1", "--dropout 1", "below 1"),
+    ("--input-dropout -0.1", "--input-dropout -0.1", "at least 0"),
     ("--weight-std 0", "--weight-std 0", "above 0"),
     ("--neg-slope nan", "--neg-slope nan", "a finite number"),
     ("--gamma 0", "--gamma 0", "above 0"),

@@ -155,9 +155,10 @@ def test_evaluate_weighs_by_the_number_of_images() -> None:
         def eval_step(self, images: Any, labels: Any) -> tuple[float, np.ndarray]:
             return float(labels[0]), labels + 1
 
-    loss, predicted = evaluate(Learner(), _loader(10))
+    loss, accuracy, predicted = evaluate(Learner(), _loader(10))
     assert loss == pytest.approx((4 * 0 + 4 * 4 + 2 * 8) / 10)
     assert predicted.tolist() == list(range(1, 11))
+    assert accuracy == 0
 
 
 def test_several_splits(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -50,11 +50,19 @@ def cutout(images: Images, rng: np.random.Generator, size: int | None = None) ->
 AUGMENTATIONS: dict[str, Augmentation] = {"flip": flip, "crop": crop, "cutout": cutout}
 
 
-def compose(names: Sequence[str]) -> Augmentation | None:
-    """Return one function that applies the named augmentations in the order given."""
+def compose(
+    names: Sequence[str], more: Mapping[str, Augmentation] | None = None
+) -> Augmentation | None:
+    """Return one function that applies the named augmentations in the order given.
+
+    Args:
+        names: each in :data:`AUGMENTATIONS`, or in ``more``.
+        more: augmentations of a backend's own.
+    """
     if not names:
         return None
-    chosen = [AUGMENTATIONS[name] for name in names]
+    known = {**AUGMENTATIONS, **(more or {})}
+    chosen = [known[name] for name in names]
 
     def apply(images: Images, rng: np.random.Generator) -> Images:
         for augmentation in chosen:

@@ -33,6 +33,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def part(self, where: slice) -> Split:
+        """Return the images and labels in ``where``, as views."""
+        return Split(self.images[where], self.labels[where])
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -13,6 +13,7 @@ from training.data.dataset import Split
 from training.data.preprocess import Preprocessing
 from training.errors import UserError
 from training.seeding import generator
+from training.team import share
 
 
 class BatchLoader:
@@ -29,6 +30,8 @@ class BatchLoader:
         shuffle: whether each epoch has a random order.
         augmentation: applied to the pixels before preprocessing.
         seed: of the orders and augmentations.
+        rank, size: yield the share of process ``rank`` of ``size`` of every batch only. It may be
+            empty where the last batch of an epoch is small.
 
     Shapes: images (B, C, H, W) in the dtype of ``preprocessing``; labels (B,), int64.
 
@@ -49,6 +52,8 @@ class BatchLoader:
         shuffle: bool = False,
         augmentation: Augmentation | None = None,
         seed: int = 0,
+        rank: int = 0,
+        size: int = 1,
     ) -> None:
         assert batch_size >= 1, batch_size
         if shuffle and batch_size > len(split):
@@ -57,6 +62,7 @@ class BatchLoader:
             )
         self.split, self.batch_size, self.preprocessing = split, batch_size, preprocessing
         self.shuffle, self.augmentation, self.seed = shuffle, augmentation, seed
+        self.rank, self.size = rank, size
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -73,6 +79,12 @@ class BatchLoader:
             return None
         return generator(self.seed, "order", epoch).permutation(len(self.split))
 
+    def window(self, batch: int) -> slice:
+        """Return where in the order of an epoch this process's share of a batch is."""
+        start = batch * self.batch_size
+        part = share(min(self.batch_size, len(self.split) - start), self.rank, self.size)
+        return slice(start + part.start, start + part.stop)
+
     def batches(
         self, epoch: int, start: int = 0
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
@@ -80,11 +92,10 @@ class BatchLoader:
         images, labels = self.split.images, self.split.labels
         order = self.order(epoch)
         for batch in range(start, len(self)):
-            window = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            window = self.window(batch)
             chosen = window if order is None else order[window]
             pixels = images[chosen]
             if self.augmentation is not None:
-                pixels = self.augmentation(
-                    pixels, generator(self.seed, "augmentation", epoch, batch)
-                )
+                numbers = (epoch, batch, self.rank) if self.rank else (epoch, batch)
+                pixels = self.augmentation(pixels, generator(self.seed, "augmentation", *numbers))
             yield self.preprocessing(pixels), labels[chosen]
