@@ -100,6 +100,7 @@ def torch_backend(
             autocast_dtype=torch.bfloat16 if settings.precision == "bf16" else None,
             channels_last=images,
             compiled=settings.compile,
+            label_smoothing=settings.label_smoothing,
             mix=mix,
             team=team,
         )

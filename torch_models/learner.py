@@ -29,6 +29,8 @@ class TorchLearner:
         autocast_dtype: run the forward pass under autocast in this type; None for the model's own.
         channels_last: keep images and convolutions in channels-last memory layout.
         compiled: compile the model with ``torch.compile``.
+        label_smoothing: share ε of each training label that all classes get alike (Szegedy et
+            al., *Rethinking the Inception Architecture*, CVPR 2016). Training losses include it.
         mix: blends the images of a training batch with one another: images and labels ->
             images and shares of the classes (N, K). A prediction then counts as correct where it
             is the class of the largest share.
@@ -47,12 +49,13 @@ class TorchLearner:
         autocast_dtype: torch.dtype | None = None,
         channels_last: bool = False,
         compiled: bool = False,
+        label_smoothing: float = 0.0,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         team: ProcessTeam | None = None,
     ) -> None:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.autocast_dtype, self.channels_last = autocast_dtype, channels_last
-        self.mix, self.team = mix, team
+        self.label_smoothing, self.mix, self.team = label_smoothing, mix, team
         self.micro_batch: int | None = None  # images that fit at once, once memory has run out
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._forward: Any = torch.compile(model) if compiled else model
@@ -94,7 +97,8 @@ class TorchLearner:
             part, target = x[start : start + size], y[start : start + size]
             logits = self._logits(part)
             # The mean over the batch is the weighted mean of the pieces' means.
-            loss = nn.functional.cross_entropy(logits, target) * (len(target) / len(y))
+            loss = nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+            loss = loss * (len(target) / len(y))
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
             best = target if target.dim() == 1 else target.argmax(dim=1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from torch_models.convnet import ConvNet, Norm, PreActResNet
+from torch_models.convnet import ConvNet, Norm, PreActResNet, SmallVGG
 from torch_models.vu_mnist import VUMLP, VUConvNet
 
 Shape = tuple[int, int, int]
@@ -16,6 +16,7 @@ Shape = tuple[int, int, int]
 MODELS: dict[str, Callable[[Shape, int, Norm], nn.Module]] = {
     "vgg": lambda shape, n_classes, norm: ConvNet(shape[0], n_classes, norm=norm),
     "preact-resnet": lambda shape, n_classes, norm: PreActResNet(shape[0], n_classes, norm=norm),
+    "small-vgg": lambda shape, n_classes, norm: SmallVGG(shape[0], n_classes, shape[1], norm=norm),
     "vu-convnet": lambda shape, n_classes, norm: VUConvNet(shape[0], n_classes, shape[1]),
     "vu-mlp": lambda shape, n_classes, norm: VUMLP(math.prod(shape), n_classes),
 }

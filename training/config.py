@@ -171,6 +171,9 @@ class TorchSettings(TrainSettings):
     cutmix: float = setting(
         0.0, "paste a box of another image, its area from Beta(α, α) with this α", least=0
     )
+    label_smoothing: float = setting(
+        0.0, "share of the label given to all classes alike, in training", least=0, below=1
+    )
     norm: str = setting(
         "builtin", "whose batch normalisation", choices=("builtin", "autograd", "manual")
     )
@@ -192,7 +195,9 @@ class ConvNetSettings(TorchSettings):
     """Settings of the convolutional networks."""
 
     model: str = setting(
-        "vgg", "architecture", choices=("vgg", "preact-resnet", "vu-convnet", "vu-mlp")
+        "vgg",
+        "architecture",
+        choices=("vgg", "preact-resnet", "small-vgg", "vu-convnet", "vu-mlp"),
     )
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import numpy_mlp
 from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
-from torch_models.convnet import ConvNet, PreActResNet
+from torch_models.convnet import ConvNet, PreActResNet, SmallVGG
 from torch_models.mlp import MLP
 from torch_models.registry import MODELS
 from torch_models.vu_mnist import VUMLP, VUConvNet
@@ -119,6 +119,15 @@ def test_the_residual_network_is_pre_activated() -> None:
     assert layers[-3:] == ["batchnorm2d", "relu", "linear"]
     assert layers.count("pool") == 5
     assert sum(layer.startswith("conv3") for layer in layers) == 1 + 8
+
+
+def test_the_small_vgg() -> None:
+    expected = []
+    for width in (32, 64, 128):
+        expected += [f"conv3-{width}", "batchnorm2d", "relu"] * 2 + ["pool"]
+    model = SmallVGG(1, 10, 28)
+    assert _layers(model) == [*expected, "linear"]
+    assert model.classifier[1].in_features == 128 * 3 * 3
 
 
 def test_vu_networks_end_in_log_softmax() -> None:

@@ -163,3 +163,17 @@ def test_bf16_autocast_trains_and_returns_float32(rng: np.random.Generator) -> N
 
 def test_first_layer_is_flat() -> None:
     assert _learner().first_layer().shape == (7, 12)
+
+
+def test_label_smoothing_is_for_training_only(rng: np.random.Generator) -> None:
+    x, y = _batch(rng)
+    losses = {}
+    for smoothing in (0.0, 0.1):
+        learner = _learner()
+        learner.label_smoothing = smoothing
+        evaluated = float(learner.eval_step(x, y)[0])
+        losses[smoothing] = evaluated, float(learner.train_step(x, y, 0.0)[0])
+    logits = learner.model(torch.from_numpy(x)).detach()
+    uniform = -logits.log_softmax(dim=1).mean()
+    assert losses[0.1][0] == losses[0.0][0] == pytest.approx(losses[0.0][1], rel=1e-6)
+    assert losses[0.1][1] == pytest.approx(0.9 * losses[0.0][1] + 0.1 * float(uniform), rel=1e-6)
