@@ -69,9 +69,8 @@ class NumpyLearner:
 
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""
-        first = self.model.layers[0]
-        assert isinstance(first, LinearModule)
-        return first.params["weight"]
+        linear = (layer for layer in self.model.layers if isinstance(layer, LinearModule))
+        return next(linear).params["weight"]
 
     def _generators(self) -> list[np.random.Generator]:
         """Return the generators that training draws from, each once (layers may share one)."""
