@@ -140,8 +140,9 @@ class CustomLayerNormManualFunction(torch.autograd.Function):
                 dout_dot = dx.mul_(dout).sum(2).mul_(inv_std.view(-1, 1))  # (N, C)
         if need_dx:
             a = gamma.view(-1, 1) * inv_std  # (N, C, 1)
-            g_sum = (dout_sum @ gamma).view(-1, 1, 1)  # (N, 1, 1)
-            g_dot = (dout_dot @ gamma).view(-1, 1, 1)
+            # Not a matrix product, which autocast would round to bf16 where it is on.
+            g_sum = (dout_sum * gamma).sum(1).view(-1, 1, 1)  # (N, 1, 1)
+            g_dot = (dout_dot * gamma).sum(1).view(-1, 1, 1)
             b = inv_std.square() * g_dot / -n
             c = inv_std * g_sum / -n - b * mean
             if torch.is_grad_enabled():

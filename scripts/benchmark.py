@@ -16,6 +16,7 @@ import numpy as np
 
 from training.cli import guarded, requires_torch
 from training.environment import describe_environment
+from training.errors import UserError
 from training.files import write_atomically
 
 
@@ -48,6 +49,12 @@ def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
         name: Timing(*(float(q) for q in np.quantile(values, (0.5, 0.25, 0.75))))
         for name, values in seconds.items()
     }
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def norm(arguments: argparse.Namespace) -> dict[str, dict[str, Timing]]:
@@ -134,8 +141,12 @@ def _draw(results: dict[str, dict[str, Timing]], path: Path) -> None:
 def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark", description=__doc__)
     parser.add_argument("what", choices=_COMMANDS, help="what to measure")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds (default: 20)")
-    parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads (default: 2)")
+    parser.add_argument(
+        "--repeats", type=_positive, default=20, metavar="N", help="rounds (default: 20)"
+    )
+    parser.add_argument(
+        "--threads", type=_positive, default=2, metavar="N", help="threads (default: 2)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR")
     arguments = parser.parse_args(argv)
     _report(arguments.what, _COMMANDS[arguments.what](arguments), arguments.out)

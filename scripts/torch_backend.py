@@ -16,7 +16,7 @@ from scripts.common import build_schedule
 from torch_models.device import choose_device, choose_precision
 from torch_models.device_loader import DeviceLoader
 from torch_models.distributed import LostProcessError, ProcessTeam, launched_by_torchrun
-from torch_models.learner import TorchLearner
+from torch_models.learner import TorchLearner, is_out_of_memory
 from training.cli import requires_torchvision
 from training.config import TorchSettings
 from training.data import BatchLoader, Dataset
@@ -58,6 +58,9 @@ def torch_team() -> Iterator[ProcessTeam | None]:
             "another process ended; the last checkpoint, if there is one, is whole: torchrun goes "
             "on from it by itself with --max-restarts N and the command's --out FOLDER"
         ) from None
+    except UserError:
+        team.leave()
+        raise
     team.leave()
 
 
@@ -107,15 +110,22 @@ def torch_backend(
 
     def measure(settings: SettingsT, dataset: Dataset, device: torch.device) -> tuple[str, str]:
         learner = make_learner(settings, dataset, device)
-        shape = (min(settings.batch_size, 256), *dataset.image_shape)
-        batch = torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64)
-        return choose_precision("auto", learner.model, learner.to_device(*batch))
+        for size in (256, 64, 16):  # where memory is short, a small batch tells as well
+            shape = (min(settings.batch_size, size), *dataset.image_shape)
+            batch = torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64)
+            try:
+                return choose_precision("auto", learner.model, learner.to_device(*batch))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        return "float32", "too little memory to measure bf16"
 
     def resolve(settings: SettingsT, dataset: Dataset) -> SettingsT:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         try:
-            device = choose_device(settings.device, 0 if team is None else team.local_rank)
+            place = (0, 1) if team is None else (team.local_rank, team.local_size)
+            device = choose_device(settings.device, *place)
         except ValueError as error:
             raise UserError(str(error)) from None
         precision, reason = settings.precision, "as asked"
@@ -132,9 +142,10 @@ def torch_backend(
         return make_learner(settings, dataset, torch.device(settings.device))
 
     def adapt(settings: SettingsT, loader: BatchLoader) -> Loader:
-        if settings.device != "cuda" or loader.augmentation is not None:
+        augment = settings.augment if loader.augmentation is not None else ()
+        if settings.device != "cuda" or "randaugment" in augment:  # which works on the host
             return loader
-        return DeviceLoader(loader, torch.device(settings.device))
+        return DeviceLoader(loader, torch.device(settings.device), augment)
 
     def augmentation(settings: SettingsT) -> Augmentation | None:
         if "randaugment" not in settings.augment:

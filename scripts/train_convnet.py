@@ -30,7 +30,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
         def make_model(settings: ConvNetSettings, dataset: Dataset) -> nn.Module:
             # Networks that normalise a single value a channel, at the end.
-            if settings.model in ("vgg", "preact-resnet"):
+            small_images = dataset.image_shape[1] <= 16
+            if settings.model == "preact-resnet" or (settings.model == "vgg" and small_images):
                 check_last_batch(settings.batch_size, len(dataset.train), team.size if team else 1)
             return MODELS[settings.model](
                 dataset.image_shape, dataset.n_classes, norm_layer(settings.norm, 2)

@@ -72,6 +72,7 @@ def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
     """
     weights, texts = load_arrays(Path(folder) / "model.safetensors")
     about, fitted = json.loads(texts["model"]), json.loads(texts["preprocessing"])
+    dtype = about.get("dtype", "float32")  # of PyTorch's, the weights are the same
     model = MLP(
         math.prod(about["image_shape"]),
         about["hidden_dims"],
@@ -81,12 +82,12 @@ def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
         dropout=about["dropout"],
         input_dropout=about["input_dropout"],
         batch_norm=about["batch_norm"],
-        dtype=about["dtype"],
+        dtype=dtype,
     )
     model.load_state_dict(weights)
     model.eval()
     mean, scale = np.array(fitted["mean"]), np.array(fitted["scale"])
-    return model, Preprocessing(mean, scale, about["dtype"]), tuple(about["class_names"])
+    return model, Preprocessing(mean, scale, dtype), tuple(about["class_names"])
 
 
 def _main(argv: Sequence[str] | None) -> int:

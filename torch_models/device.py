@@ -13,15 +13,16 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16", "float64")
 
 
-def choose_device(name: str, local_rank: int = 0) -> torch.device:
+def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.device:
     """Return the device called ``name``; ``auto`` is CUDA, else MPS, else the processor.
 
     Args:
         name: one of :data:`DEVICES`.
         local_rank: number of this process on this machine, which is that of its GPU.
+        local_size: number of processes on this machine.
 
     Raises:
-        ValueError: it is not there.
+        ValueError: it is not there, or not for every process.
     """
     there = {
         "cpu": True,
@@ -30,15 +31,17 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     }
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if there[kind])
-    kind = name.partition(":")[0]
+    kind = name
     if not there.get(kind, False):
         have = ", ".join(kind for kind, present in there.items() if present)
         raise ValueError(f"--device {name} is not there; this machine has {have}")
-    if kind == "cuda" and local_rank:
-        if local_rank >= (n := torch.cuda.device_count()):
+    if local_size > 1 and kind == "mps":
+        raise ValueError("several processes cannot share MPS; give --device cpu")
+    if local_size > 1 and kind == "cuda":
+        if local_size > (n := torch.cuda.device_count()):
             raise ValueError(
-                f"process {local_rank + 1} of this machine has no GPU of its own: there are {n}; "
-                f"start fewer processes, or give --device cpu"
+                f"{local_size} processes need a GPU each, this machine has {n}; start fewer "
+                f"processes, or give --device cpu"
             )
         torch.cuda.set_device(local_rank)
     return torch.device(name)

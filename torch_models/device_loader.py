@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from torch_models.device_augment import DEVICE_AUGMENTATIONS, to_device
 
 
 class _Split(Protocol):
@@ -28,34 +31,37 @@ class _Loader(Protocol):
     split: Any
     batch_size: int
     preprocessing: Any
-    augmentation: Any
 
     def __len__(self) -> int: ...
     def order(self, epoch: int) -> NDArray[Any] | None: ...
     def window(self, batch: int) -> slice: ...
+    def augmentation_rng(self, epoch: int, batch: int) -> np.random.Generator: ...
 
 
 class DeviceLoader:
     """The batches of another loader, gathered and preprocessed on a device.
 
     The uint8 images are copied there once. A batch then needs no transfer but the order of its
-    epoch, and no step waits for the host. Orders and values are the other loader's.
+    epoch and the random numbers of its augmentation, and no step waits for the host. Orders and
+    values are the other loader's.
 
     Args:
-        loader: an image loader without augmentation.
+        loader: an image loader.
         device: where the images go.
+        augment: names in :data:`DEVICE_AUGMENTATIONS`: those that ``loader`` applies.
 
     Shapes: images (B, C, H, W), floating-point; labels (B,), int64.
     """
 
-    def __init__(self, loader: _Loader, device: torch.device) -> None:
-        assert loader.augmentation is None, "augmentation works on the host's pixels"
+    def __init__(self, loader: _Loader, device: torch.device, augment: Sequence[str] = ()) -> None:
         self.loader, self.device = loader, device
+        self.augmentations = [DEVICE_AUGMENTATIONS[name] for name in augment]
         self.split, self.batch_size = loader.split, loader.batch_size
         split: _Split = loader.split
         preprocessing: _Preprocessing = loader.preprocessing
-        self._images = torch.from_numpy(split.images).to(device)
-        self._labels = torch.from_numpy(split.labels).to(device)
+        # A copy where the array came read-only from a file's bytes: PyTorch cannot mark it so.
+        self._images = torch.from_numpy(np.require(split.images, requirements="W")).to(device)
+        self._labels = torch.from_numpy(np.require(split.labels, requirements="W")).to(device)
         scale, shift = preprocessing.scale, -preprocessing.mean * preprocessing.scale
         self._scale = torch.from_numpy(scale.astype(preprocessing.dtype)).to(device)
         self._shift = torch.from_numpy(shift.astype(preprocessing.dtype)).to(device)
@@ -67,8 +73,13 @@ class DeviceLoader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of one epoch, from batch number ``start`` on."""
         order = self.loader.order(epoch)
-        chosen = None if order is None else torch.from_numpy(order).to(self.device)
+        chosen = None if order is None else to_device(order, self.device)
         for batch in range(start, len(self)):
             window = self.loader.window(batch)
             index = window if chosen is None else chosen[window]
-            yield self._images[index] * self._scale + self._shift, self._labels[index]
+            pixels = self._images[index]
+            rng = self.loader.augmentation_rng(epoch, batch) if self.augmentations else None
+            for augmentation in self.augmentations:
+                assert rng is not None
+                pixels = augmentation(pixels, rng)
+            yield pixels * self._scale + self._shift, self._labels[index]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import platform
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,22 +14,20 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-Result = TypeVar("Result")
-
 
 class LostProcessError(RuntimeError):
     """An operation of all processes failed, because one of them is not there any more."""
 
 
-def _together(operation: Callable[..., Result]) -> Callable[..., Result]:
-    @functools.wraps(operation)
-    def wrapped(*args: Any, **kwargs: Any) -> Result:
-        try:
-            return operation(*args, **kwargs)
-        except RuntimeError as error:  # of gloo and nccl alike
-            raise LostProcessError(str(error).partition("\n")[0]) from error
-
-    return wrapped
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """Turn what gloo and nccl raise, when a process is gone, into one kind of error."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise LostProcessError(str(error).partition("\n")[0]) from error
 
 
 class ProcessTeam:
@@ -45,8 +44,11 @@ class ProcessTeam:
 
     def __init__(self) -> None:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         self.may_restart = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+        # The same for all restarts of one torchrun, and for no other's: it is the parent process.
+        self.launch = f"{platform.node()}-{os.getppid()}-{os.environ.get('TORCHELASTIC_RUN_ID')}"
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         store = self._own_store()
         if store is None:
@@ -71,32 +73,33 @@ class ProcessTeam:
         shared = dist.TCPStore(host, port, is_master=False)  # type: ignore[attr-defined]
         return dist.PrefixStore(f"restart-{restart}", shared)  # type: ignore[attr-defined]
 
-    @_together
     def largest(self, value: int) -> int:
         """Return the largest of the processes' values."""
         tensor = torch.tensor(value)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        with _together():
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
 
-    @_together
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of the processes' arrays, all of one shape."""
         tensor = torch.tensor(values)
-        dist.all_reduce(tensor)
+        with _together():
+            dist.all_reduce(tensor)
         total: NDArray[np.float64] = tensor.numpy()
         return total
 
-    @_together
     def gather(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the processes' arrays (n_i, ...), one after the other in the order of ranks."""
         mine = torch.tensor(array)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(mine)]))
+        with _together():
+            dist.all_gather(sizes, torch.tensor([len(mine)]))
         longest = max(int(size) for size in sizes)
         padded = mine.new_zeros(longest, *mine.shape[1:])
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
+        with _together():
+            dist.all_gather(parts, padded)
         together = torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)])
         gathered: NDArray[Any] = together.numpy()
         return gathered
@@ -106,7 +109,6 @@ class ProcessTeam:
         mine = np.frombuffer(text.encode() if self.rank == 0 else b"", dtype=np.uint8)
         return self.gather(mine).tobytes().decode()
 
-    @_together
     def average(self, tensors: Sequence[Tensor], weight: int) -> None:
         """Replace each tensor by its mean over the processes, Σ weight·tensor / Σ weight.
 
@@ -116,7 +118,8 @@ class ProcessTeam:
         """
         pieces = [tensor.reshape(-1) for tensor in tensors]
         flat = torch.cat([*pieces, pieces[0].new_ones(1)]) * weight
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         flat /= flat[-1].clone()
         sizes = [len(piece) for piece in pieces]
         for tensor, mean in zip(tensors, torch.split(flat[:-1], sizes), strict=True):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch_models.distributed import ProcessTeam
 
 Array = NDArray[Any]
+Result = TypeVar("Result")
 
 
 class TorchLearner:
@@ -58,13 +60,19 @@ class TorchLearner:
         self.label_smoothing, self.mix, self.team = label_smoothing, mix, team
         self.micro_batch: int | None = None  # images that fit at once, once memory has run out
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        self._forward: Any = torch.compile(model) if compiled else model
+        # One graph for each shape. One for all shapes, made when a second comes along, would
+        # round otherwise, and a resumed run meets the shapes in another order.
+        self._forward: Any = torch.compile(model, dynamic=False) if compiled else model
 
-    def train_step(self, images: Any, labels: Any, lr: float) -> tuple[Tensor, Tensor]:
+    def train_step(self, images: Any, labels: Any, lr: float) -> tuple[Any, Any]:
         """Update the weights on one batch; return its mean loss and its correct predictions.
 
-        When the device runs out of memory, the batch is taken in halves whose gradients add up to
-        the same mean, and the smaller size is kept for the steps that follow.
+        When the device runs out of memory, the batch is taken in pieces whose gradients add up to
+        the same mean, and their size is kept for the steps that follow. Batch normalisation then
+        looks at a piece at a time.
+
+        Raises:
+            MemoryError: not even one image fits.
         """
         self.model.train()
         for group in self.optimizer.param_groups:
@@ -73,28 +81,19 @@ class TorchLearner:
         if self.mix is not None and len(y):
             x, y = self.mix(x, y)
             x = x.contiguous(memory_format=self._layout)
-        while True:
-            self.optimizer.zero_grad(set_to_none=True)
-            try:
-                loss, correct = self._accumulate(x, y)
-                break
-            except torch.OutOfMemoryError:
-                size = self.micro_batch or len(y)
-                if size == 1:
-                    raise
-                self.micro_batch = (size + 1) // 2
-            self._say_smaller(len(y))
+        loss, correct = self._as_memory_allows(len(y), lambda: self._accumulate(x, y))
         if self.team is not None:
             self._average(self.team, len(y))
         self.optimizer.step()
+        if self.device.type == "cpu":  # nothing to wait for
+            return loss.item(), int(correct)
         return loss, correct
 
     def _accumulate(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Run forward and backward over the batch, in pieces that fit."""
-        size = self.micro_batch or len(y)
-        losses, correct = [], []
-        for start in range(0, len(y), size):
-            part, target = x[start : start + size], y[start : start + size]
+        self.optimizer.zero_grad(set_to_none=True)
+        losses, correct = [x.new_zeros(())], [torch.zeros((), dtype=torch.int64, device=x.device)]
+        for part, target in self._pieces(x, y):
             logits = self._logits(part)
             # The mean over the batch is the weighted mean of the pieces' means.
             loss = nn.functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
@@ -103,9 +102,40 @@ class TorchLearner:
             losses.append(loss.detach())
             best = target if target.dim() == 1 else target.argmax(dim=1)
             correct.append((logits.detach().argmax(dim=1) == best).sum())
-        if not losses:  # the last batch of an epoch had fewer images than there are processes
-            return x.new_zeros(()), y.new_zeros(())
         return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+    def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batch in as few pieces as memory allows, all of nearly the same size.
+
+        None is then a single image where there are others: batch normalisation could not use it.
+        """
+        if len(y):
+            n = -(-len(y) // (self.micro_batch or len(y)))
+            yield from zip(torch.tensor_split(x, n), torch.tensor_split(y, n), strict=True)
+
+    def _as_memory_allows(self, n: int, attempt: Callable[[], Result]) -> Result:
+        """Return ``attempt()``, taking smaller pieces of ``n`` images while memory runs out."""
+        while True:
+            generators = self._generators()
+            try:
+                return attempt()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = min(self.micro_batch or n, n)
+                if size <= 1:
+                    raise MemoryError(f"not even one image fits on {self.device}") from None
+                self.micro_batch = (size + 1) // 2
+            # Outside the except block: the traceback there would keep the failed tensors alive.
+            for kind, state in generators.items():
+                self._set_generator(kind, state)
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            print(
+                f"out of memory: going on with {self.micro_batch} images at a time, "
+                f"gradients accumulated to the same batch of {n}",
+                file=sys.stderr,
+            )
 
     def _average(self, team: ProcessTeam, n: int) -> None:
         """Give every process the gradients of the whole batch, and the same running statistics."""
@@ -116,22 +146,14 @@ class TorchLearner:
         statistics = [b for b in self.model.buffers() if b.is_floating_point()]
         team.average([*(p.grad for p in params), *statistics], weight=n)
 
-    def _say_smaller(self, batch: int) -> None:
-        # Outside the except block: the traceback there would keep the failed step's tensors alive.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        print(
-            f"out of memory: going on with {self.micro_batch} images at a time, "
-            f"gradients accumulated to the same batch of {batch}",
-            file=sys.stderr,
-        )
-
     @torch.no_grad()
-    def eval_step(self, images: Any, labels: Any) -> tuple[Tensor, Array]:
+    def eval_step(self, images: Any, labels: Any) -> tuple[Any, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""
         self.model.eval()
         x, y = self.to_device(images, labels)
-        logits = self._logits(x)
+        logits = self._as_memory_allows(
+            len(y), lambda: torch.cat([self._logits(part) for part, _ in self._pieces(x, y)])
+        )
         loss = nn.functional.cross_entropy(logits, y)
         return loss, logits.argmax(dim=1).cpu().numpy()
 
@@ -174,14 +196,14 @@ class TorchLearner:
 
     def state(self) -> tuple[dict[str, Array], str]:
         """Return the optimizer's arrays and the random generators' states, a row a process."""
-        arrays = {"generator.cpu": self._of_all(torch.get_rng_state())}
-        if self.device.type == "cuda":
-            arrays["generator.cuda"] = self._of_all(torch.cuda.get_rng_state(self.device))
+        arrays = {
+            f"generator.{kind}": self._of_all(state) for kind, state in self._generators().items()
+        }
         for i, state in self.optimizer.state_dict()["state"].items():
             for key, value in state.items():
                 if value is not None:
                     arrays[f"optimizer.{i}.{key}"] = _to_numpy(torch.as_tensor(value))
-        return arrays, ""
+        return arrays, json.dumps({"micro_batch": self.micro_batch})
 
     def load_state(self, arrays: Mapping[str, Array], text: str) -> None:
         """Restore what :meth:`state` returned; ValueError when it is another optimizer's."""
@@ -206,6 +228,7 @@ class TorchLearner:
                     # In the parameter's own memory layout: fused optimizers pair values by where
                     # they lie, so that another layout would mix them up without a word.
                     entries[key] = torch.empty_like(params[i], dtype=tensor.dtype).copy_(tensor)
+        self.micro_batch = json.loads(text)["micro_batch"]
         self.optimizer.load_state_dict({"state": state, "param_groups": mine["param_groups"]})
 
     def _of_all(self, state: Tensor) -> Array:
@@ -222,16 +245,35 @@ class TorchLearner:
             )
         if rank >= len(states):
             return
-        mine = states[rank].clone()  # PyTorch reads a view from where its storage begins
+        # A copy: PyTorch reads a view from where its storage begins.
+        self._set_generator(kind, states[rank].clone())
+
+    def _generators(self) -> dict[str, Tensor]:
+        """Return the states of the generators that a step may draw from."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _set_generator(self, kind: str, state: Tensor) -> None:
         if kind == "cpu":
-            torch.set_rng_state(mine)
+            torch.set_rng_state(state)
         elif kind == "cuda" and self.device.type == "cuda":
-            torch.cuda.set_rng_state(mine, self.device)
+            torch.cuda.set_rng_state(state, self.device)
 
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""
         first = next(p for p in self.model.parameters() if p.dim() > 1)
         return _to_numpy(first).reshape(len(first), -1)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether PyTorch failed for want of memory, however the device calls it."""
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )
 
 
 def _to_numpy(tensor: Tensor) -> Array:

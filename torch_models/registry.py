@@ -17,6 +17,8 @@ MODELS: dict[str, Callable[[Shape, int, Norm], nn.Module]] = {
     "vgg": lambda shape, n_classes, norm: ConvNet(shape[0], n_classes, norm=norm),
     "preact-resnet": lambda shape, n_classes, norm: PreActResNet(shape[0], n_classes, norm=norm),
     "small-vgg": lambda shape, n_classes, norm: SmallVGG(shape[0], n_classes, shape[1], norm=norm),
-    "vu-convnet": lambda shape, n_classes, norm: VUConvNet(shape[0], n_classes, shape[1]),
+    "vu-convnet": lambda shape, n_classes, norm: VUConvNet(
+        shape[0], n_classes, shape[1], norm=norm
+    ),
     "vu-mlp": lambda shape, n_classes, norm: VUMLP(math.prod(shape), n_classes),
 }

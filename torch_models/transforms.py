@@ -24,6 +24,8 @@ def randaugment(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[
         rng: decides; torchvision's own draws come from PyTorch's generator, which is left as it
             was.
     """
+    if not len(images):
+        return images
     transform = v2.RandAugment()
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would reset the generators of the GPUs too.

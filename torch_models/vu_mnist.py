@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 _DROPOUT = 0.3
@@ -42,13 +44,21 @@ class VUConvNet(nn.Module):
         n_channels: channels of the images.
         n_classes: number of classes.
         image_size: height and width of the images; 28 gives the assignment's 1152 features.
+        norm: makes the normalisation of the images from their number of channels.
 
     Shapes: (N, n_channels, image_size, image_size) -> log-probabilities (N, n_classes).
     """
 
-    def __init__(self, n_channels: int = 1, n_classes: int = 10, image_size: int = 28) -> None:
+    def __init__(
+        self,
+        n_channels: int = 1,
+        n_classes: int = 10,
+        image_size: int = 28,
+        *,
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+    ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.BatchNorm2d(n_channels)]
+        layers: list[nn.Module] = [norm(n_channels)]
         for n_in, n_out in ((n_channels, 32), (32, 64), (64, 128)):
             layers += [nn.Conv2d(n_in, n_out, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         self.features = nn.Sequential(*layers)

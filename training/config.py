@@ -89,7 +89,7 @@ class TrainSettings:
     momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
-        0.0, "weight decay: L2 penalty in sgd, decoupled in adamw", least=0
+        0.0, "weight decay: L2 penalty in sgd and adam, decoupled in adamw", least=0
     )
     schedule: str = setting(
         "constant", "course of the learning rate", choices=("constant", "step", "cosine")
@@ -411,6 +411,11 @@ def check_settings(values: Mapping[str, Any], fields: Mapping[str, dataclasses.F
     activation = values.get("activation", "leaky_relu")
     if values.get("neg_slope") is not None and activation != "leaky_relu":
         raise UserError(f"--neg-slope is for --activation leaky_relu, not {activation}")
+    norm = values.get("norm", "builtin")
+    if norm != "builtin" and "batch_norm" in fields and not values.get("batch_norm"):
+        raise UserError(f"--norm {norm} is for a network with --batch-norm")
+    if norm != "builtin" and values.get("model") == "vu-mlp":
+        raise UserError(f"--norm {norm}: vu-mlp has no normalisation")
     if values.get("nesterov") and not values.get("momentum"):
         raise UserError("--nesterov needs a --momentum above 0")
 

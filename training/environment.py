@@ -18,6 +18,8 @@ def describe_environment() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("handgrad", "numpy", "matplotlib", "safetensors")},
+            # Asked for only where they are in use already.
+            **{name: _version(name) for name in ("torch", "torchvision") if name in sys.modules},
         },
         "platform": platform.platform(),
         "processor": _processor(),

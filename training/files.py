@@ -8,7 +8,7 @@ from pathlib import Path
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``: a temporary file, flushed to disk, then renamed over it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -20,6 +20,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return where the new content of ``path`` is written before it takes its place."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def sync_folder(folder: Path) -> None:

@@ -235,9 +235,9 @@ class Loop:
     def _evaluate(self, bar: tqdm[Any]) -> None:
         """Report the training since the last time, evaluate each split, save."""
         p = self.progress
-        start = time.perf_counter()
         report: list[tuple[str, float, float]] = []
-        loss_sum, correct_sum, count = self.team.sum(p.sums())
+        loss_sum, correct_sum, count = self.team.sum(p.sums())  # waits for the steps under way
+        start = time.perf_counter()
         if count:
             report.append(("train", float(loss_sum / count), float(correct_sum / count)))
             p.loss_sum, p.correct_sum, p.count = 0.0, 0, 0
@@ -279,6 +279,8 @@ class Loop:
                 best=self.best_weights,
                 progress=p.to_dict(sums),
             ).save(self.checkpoint_path)
+        # None leaves before it is written: torchrun stops them all when the first one ends.
+        self.team.agree_on("")
         self._saved_step = p.step
 
     def _check_weights(self) -> None:

@@ -27,7 +27,7 @@ from training.data.dataset import Split
 from training.data.preprocess import Preprocessing, fit_preprocessing
 from training.environment import describe_environment, peak_memory_bytes
 from training.errors import DataError, UserError
-from training.files import write_atomically
+from training.files import temporary_path, write_atomically
 from training.learner import Learner
 from training.loop import Evaluation, Loader, Loop, evaluate
 from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
@@ -68,12 +68,15 @@ def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
     Raises:
         UserError: something the user can mend.
     """
-    if backend.team.restarted:
-        command = _restarted(command, backend.team)
+    team = backend.team
+    if team.may_restart and command.resume is None and command.settings.out is None:
+        raise UserError("give --out FOLDER: restarted processes look there for what to go on from")
+    if team.restarted:
+        command = _restarted(command, team)
     settings = command.settings
     if command.resume is not None:
         settings = _settings_of_run(command, backend)
-    if backend.team.rank:
+    if team.rank:
         settings = dataclasses.replace(settings, quiet=True)
     with ExitStack() as stack:
         if settings.threads is not None:
@@ -88,8 +91,6 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
             f"--batch-size {settings.batch_size} cannot be divided among {team.size} processes; "
             f"choose a multiple of {team.size}"
         )
-    if team.may_restart and folder is None and settings.out is None:
-        raise UserError("give --out FOLDER: restarted processes look there for what to go on from")
     if folder is None and settings.out is not None and not team.rank:
         _check_out(Path(settings.out))
     data_dir = None
@@ -159,11 +160,14 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
                 "settings": asdict(settings),
                 "data": fingerprint,
                 "processes": team.size,
+                "launch": team.launch,
                 **describe_environment(),
             }
             write_atomically(folder / "config.json", _json(config))
         loop.metrics.create()
-        return _train(command, settings, dataset, preprocessing, loop, folder)
+        test = BatchLoader(_part(dataset, "test", team), _EVAL_BATCH, preprocessing)
+        test_loader = backend.adapt(settings, test)
+        return _train(command, settings, dataset, preprocessing, loop, test_loader, folder)
     except BaseException:
         if is_new and not loop.checkpoint_path.exists():
             _remove_stillborn(folder)
@@ -171,16 +175,23 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
 
 
 def _restarted(command: Command[SettingsT], team: Team) -> Command[SettingsT]:
-    """Return what processes do that replace others: go on from their checkpoint, if there is one.
+    """Return what processes do that replace others: go on with the run which those began.
 
-    The command is the one that began the run, so the run's settings say all that it does.
+    A folder that another command began is left to the checks that every command makes.
     """
     folder = command.resume or Path(command.settings.out or "")
-    if not team.agree_on("yes" if (folder / "checkpoint.safetensors").exists() else ""):
-        if not team.rank:
-            _remove_stillborn(folder)
-        return command
-    return dataclasses.replace(command, resume=folder, overrides={})
+    found = ""
+    if team.rank == 0:
+        with contextlib.suppress(DataError):
+            if _read_config(folder).get("launch") == team.launch:
+                whole = (folder / "checkpoint.safetensors").exists()
+                found = "checkpoint" if whole else "beginning"
+    found = team.agree_on(found)
+    if found == "checkpoint":  # config.json holds all that this command asked for
+        return dataclasses.replace(command, resume=folder, overrides={})
+    if found == "beginning" and not team.rank:
+        _remove_stillborn(folder)
+    return command
 
 
 def _part(dataset: Dataset, name: str, team: Team) -> Split:
@@ -213,6 +224,7 @@ def _train(
     dataset: Dataset,
     preprocessing: Preprocessing,
     loop: Loop,
+    test_loader: Loader,
     folder: Path,
 ) -> int:
     learner, total_steps = loop.learner, loop.total_steps
@@ -229,13 +241,12 @@ def _train(
         return 128 + loop.stop_signal
     if loop.best_weights:
         learner.load_weights(loop.best_weights)
-    test = BatchLoader(_part(dataset, "test", loop.team), _EVAL_BATCH, preprocessing)
-    evaluation = evaluate(learner, test, loop.team)
-    target = settings.target_accuracy
-    below = target is not None and evaluation.accuracy < target
+    evaluation = evaluate(learner, test_loader, loop.team)
     if loop.team.rank:
-        return int(below)
+        loop.team.agree_on("")  # to wait until process 0 has written: it is the one to fail
+        return 0
     summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation)
+    loop.team.agree_on("")
     best = summary["best_validation_accuracy"]
     print(
         f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f}"
@@ -243,7 +254,8 @@ def _train(
         + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
         + f"\nrun folder: {folder}"
     )
-    if below:
+    target = settings.target_accuracy
+    if target is not None and evaluation.accuracy < target:
         print(
             f"test accuracy {summary['test_accuracy']:.4f} is below --target-accuracy {target:g}",
             file=sys.stderr,
@@ -415,8 +427,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _remove_stillborn(folder: Path) -> None:
     """Remove what a run wrote that ended before its first checkpoint, and nothing else."""
     with contextlib.suppress(OSError):
-        for name in ("config.json", "metrics.csv"):
-            (folder / name).unlink(missing_ok=True)
+        for name in ("config.json", "metrics.csv", "checkpoint.safetensors"):
+            if name != "checkpoint.safetensors":
+                (folder / name).unlink(missing_ok=True)
+            temporary_path(folder / name).unlink(missing_ok=True)
         folder.rmdir()
 
 

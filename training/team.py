@@ -19,12 +19,14 @@ class Team(Protocol):
         size: number of processes.
         restarted: whether these processes replace others that died.
         may_restart: whether others will replace these when one dies.
+        launch: what tells these processes, and those that may replace them, from all others.
     """
 
     rank: int
     size: int
     restarted: bool
     may_restart: bool
+    launch: str
 
     def largest(self, value: int) -> int:
         """Return the largest of the processes' values."""
@@ -46,7 +48,7 @@ class Team(Protocol):
 class Alone:
     """The team of one process."""
 
-    rank, size, restarted, may_restart = 0, 1, False, False
+    rank, size, restarted, may_restart, launch = 0, 1, False, False, ""
 
     def largest(self, value: int) -> int:
         """Return ``value``."""
@@ -66,9 +68,10 @@ class Alone:
 
 
 def share(n: int, rank: int, size: int) -> slice:
-    """Return which of ``n`` things process ``rank`` of ``size`` takes: the first take the most.
+    """Return which of ``n`` things process ``rank`` of ``size`` takes.
 
-    The shares follow each other; ⌈n/size⌉ things each, what is left for the last that get any.
+    The shares follow each other, and differ by one at most: the first ones are the larger.
     """
-    each = -(-n // size)
-    return slice(min(n, rank * each), min(n, (rank + 1) * each))
+    each, more = divmod(n, size)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))

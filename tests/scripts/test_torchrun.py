@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = "--precision float32 --dropout 0.2 --batch-size 50 --hidden-dims 32 --eval-every 40"
 
 
-def _torchrun(options: str, n: int = 2, restarts: int = 0) -> subprocess.Popen[str]:
+def _torchrun(
+    options: str, n: int = 2, restarts: int = 0, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -31,6 +33,7 @@ def _torchrun(options: str, n: int = 2, restarts: int = 0) -> subprocess.Popen[s
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
 
@@ -52,7 +55,9 @@ def _wait_for_row(folder: Path, step: int, process: subprocess.Popen[str]) -> No
     end = time.monotonic() + 120
     metrics = folder / "metrics.csv"
     while not metrics.exists() or f"\n{step}," not in metrics.read_text():
-        assert time.monotonic() < end and process.poll() is None, process.communicate()
+        if time.monotonic() > end or process.poll() is not None:
+            process.kill()
+            pytest.fail(f"no row of step {step}: {process.communicate()}")
         time.sleep(0.01)
 
 
@@ -126,7 +131,44 @@ def test_a_batch_that_cannot_be_divided(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_restarts_need_a_folder(tmp_path: Path) -> None:
-    process = _torchrun("", n=1, restarts=1)
+def test_a_share_may_be_empty(tmp_path: Path) -> None:
+    # 1,297 training images in batches of 1,296 for two processes: the second gets none of the last.
+    options = "--validation-size 143 --batch-size 1296 --max-steps 3 --eval-every 1 --lr 0.01"
+    options += " --precision float32 --augment flip"
+    process = _torchrun(f"{options} --augment randaugment --out {tmp_path / 'augmented'}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    process = _torchrun(f"{options.removesuffix(' --augment flip')} --out {tmp_path / 'two'}")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    alone = [*options.removesuffix(" --augment flip").split(), "--quiet", "--out"]
+    assert train_mlp_pytorch.main([*alone, str(tmp_path / "one")]) == 0
+    one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert [row.loss for row in two] == pytest.approx([row.loss for row in one], rel=1e-5)
+
+
+def test_restarts_touch_only_what_their_own_launch_began(tmp_path: Path) -> None:
+    mine = tmp_path / "config.json"
+    mine.write_text("{}")
+    process = _torchrun("", n=1, restarts=1, cwd=tmp_path)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0 and "give --out FOLDER" in err
+    assert mine.read_text() == "{}"
+    # A finished run of another command is not gone on with, however often that is tried.
+    old = tmp_path / "old"
+    options = "--precision float32 --max-steps 5 --quiet --out"
+    assert train_mlp_pytorch.main([*options.split(), str(old)]) == 0
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    process = _torchrun(f"--hidden-dims 7 --max-steps 9 --out {old}", n=1, restarts=1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "exists and is not empty" in err
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
+def test_a_missed_target_leaves_a_whole_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = _torchrun(f"{OPTIONS} --max-steps 5 --target-accuracy 1 --out {folder}")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "below --target-accuracy" in err
+    assert out.count("test accuracy") == 1
+    assert (folder / "model.safetensors").exists() and (folder / "first_layer.png").exists()

@@ -426,7 +426,9 @@ def test_cifar10_in_a_hundred_steps(real_data: Path, tmp_path: Path) -> None:
     assert rows[0].loss == pytest.approx(np.log(10), abs=0.01), "knows nothing yet"
 
 
-@pytest.mark.parametrize("options", ["", "--batch-norm --dropout 0.2 --input-dropout 0.1 --activation elu"])
+@pytest.mark.parametrize(
+    "options", ["", "--batch-norm --dropout 0.2 --input-dropout 0.1 --activation elu"]
+)
 def test_a_run_can_be_used_from_python(tmp_path: Path, options: str) -> None:
     folder = tmp_path / "run"
     argv = [*options.split(), "--max-steps", "60", "--preprocess", "mean-image", "--lr", "0.001"]

@@ -57,7 +57,7 @@ def test_a_run_writes_every_file_and_repeats(tmp_path: Path, name: str) -> None:
         pytest.param(
             "mlp",
             "--compile",
-            7,
+            25,  # after a last batch of an epoch, whose shape is another
             marks=pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++"),
         ),
     ],
@@ -65,7 +65,8 @@ def test_a_run_writes_every_file_and_repeats(tmp_path: Path, name: str) -> None:
 def test_stopped_and_resumed_is_as_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: str, stop_at: int
 ) -> None:
-    assert _run(name, tmp_path / "whole", options) == 0
+    steps = stop_at + 8
+    assert _run(name, tmp_path / "whole", options, steps=steps) == 0
     step = Loop._step
 
     def stopping(self: Loop, *args: Any) -> None:
@@ -75,7 +76,7 @@ def test_stopped_and_resumed_is_as_never_stopped(
 
     with monkeypatch.context() as context:
         context.setattr(Loop, "_step", stopping)
-        assert _run(name, tmp_path / "parts", options) == 130
+        assert _run(name, tmp_path / "parts", options, steps=steps) == 130
     assert COMMANDS[name][0](["--resume", str(tmp_path / "parts")]) == 0
     ends = [
         Checkpoint.load(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts")
@@ -134,6 +135,36 @@ def test_bad_input_is_one_line(
         err = capsys.readouterr().err
         assert err.startswith("error: ") and err.count("\n") == 1 and named in err
         assert not (tmp_path / "run").exists()
+
+
+def test_normalisation_of_what_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_convnet.main(["--model", "vu-mlp", "--norm", "manual"]) == 2
+    assert "vu-mlp has no normalisation" in capsys.readouterr().err
+    assert train_mlp_pytorch.main(["--norm", "manual"]) == 2
+    assert "--batch-norm" in capsys.readouterr().err
+
+
+def test_what_auto_decided_is_said_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert train_mlp_pytorch.main(["--max-steps", "3", "--out", str(folder)]) == 0
+    out = capsys.readouterr().out
+    config = json.loads((folder / "config.json").read_text())
+    settings = config["settings"]
+    assert f"device {settings['device']}, precision {settings['precision']} (a step under" in out
+    assert settings["precision"] in ("float32", "bf16")
+    assert config["versions"]["torch"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("options", ["--precision bf16", "--precision float64", "--norm autograd"])
+def test_precisions_and_normalisations(tmp_path: Path, name: str, options: str) -> None:
+    options = f"{options} --precision float32" if "norm" in options else options
+    assert _run(name, tmp_path / "run", options, steps=3) == 0
+    weights, _ = load_arrays(tmp_path / "run" / "model.safetensors")
+    expected = np.float64 if "float64" in options else np.float32
+    assert all(a.dtype == expected for key, a in weights.items() if not key.endswith("tracked"))
 
 
 def test_a_checkpoint_of_another_architecture_names_the_first_mismatch(

@@ -22,6 +22,20 @@ def test_the_processor_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.choose_device("auto").type == "cuda"
 
 
+def test_every_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for rank in range(3):  # all fail alike, so that the first can say why
+        with pytest.raises(ValueError, match="3 processes need a GPU each, this machine has 2"):
+            device.choose_device("cuda", rank, 3)
+    chosen = []
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    assert device.choose_device("auto", 1, 2).type == "cuda" and chosen == [1]
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    with pytest.raises(ValueError, match="MPS"):
+        device.choose_device("mps", 0, 2)
+
+
 @pytest.mark.parametrize(("bf16_seconds", "chosen"), [(0.5, "bf16"), (0.95, "float32")])
 def test_precision_is_the_faster_one(
     monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, chosen: str

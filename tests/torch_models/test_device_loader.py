@@ -34,8 +34,30 @@ def test_batches_are_the_hosts(split: Split, kind: str, shuffle: bool, start: in
             assert x_device.dtype == torch.float32
 
 
-def test_augmentation_stays_on_the_host(split: Split) -> None:
+@pytest.mark.parametrize("augment", [("flip",), ("crop",), ("cutout",), ("crop", "flip", "cutout")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_augmentations_are_the_hosts(
+    rng: np.random.Generator, augment: tuple[str, ...], rank: int
+) -> None:
+    split = Split(rng.integers(0, 256, (23, 3, 16, 12), dtype=np.uint8), rng.integers(0, 10, 23))
     preprocessing = fit_preprocessing("standardize", split.images)
-    host = BatchLoader(split, 5, preprocessing, shuffle=True, augmentation=compose(("flip",)))
-    with pytest.raises(AssertionError, match="host"):
-        DeviceLoader(host, torch.device("cpu"))
+    host = BatchLoader(
+        split, 6, preprocessing, shuffle=True, augmentation=compose(augment), rank=rank, size=2
+    )
+    device = DeviceLoader(host, torch.device("cpu"), augment)
+    plain = BatchLoader(split, 6, preprocessing, shuffle=True, rank=rank, size=2)
+    changed = 0
+    for epoch in (0, 1):
+        batches = (loader.batches(epoch) for loader in (host, device, plain))
+        for (x, _), (x_device, _), (unchanged, _) in zip(*batches, strict=True):
+            np.testing.assert_array_equal(x, x_device.numpy())
+            changed += int((x != unchanged).any())
+    assert changed >= 6
+
+
+def test_images_from_a_file_may_be_read_only(split: Split) -> None:
+    images = np.frombuffer(split.images.tobytes(), np.uint8).reshape(split.images.shape)
+    preprocessing = fit_preprocessing("standardize", images)
+    loader = BatchLoader(Split(images, split.labels), 5, preprocessing)
+    (x, _), *_ = DeviceLoader(loader, torch.device("cpu")).batches(0)  # warnings are errors
+    assert x.shape == (5, 3, 4, 4)

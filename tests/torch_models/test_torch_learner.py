@@ -12,7 +12,7 @@ from torch import nn
 import numpy_mlp
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD
-from torch_models.learner import TorchLearner
+from torch_models.learner import TorchLearner, is_out_of_memory
 from torch_models.mlp import MLP
 
 
@@ -104,7 +104,7 @@ def test_without_memory_gradients_are_accumulated(
     for name, array in whole.weights().items():
         np.testing.assert_allclose(small.weights()[name], array, rtol=1e-12, atol=1e-14)
     assert small.micro_batch == 3
-    assert small._forward.seen == [3, 3, 3, 1] * 3
+    assert small._forward.seen == [3, 3, 2, 2] * 3  # and never a single one
     err = capsys.readouterr().err
     assert err.count("out of memory") == 2  # 5 at a time, then 3
     assert "going on with 3 images at a time" in err
@@ -113,8 +113,50 @@ def test_without_memory_gradients_are_accumulated(
 def test_one_image_that_does_not_fit_is_an_error(rng: np.random.Generator) -> None:
     learner = _learner()
     learner._forward = _SmallMemory(learner.model, 0)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(MemoryError, match="not even one image"):
         learner.train_step(*_batch(rng), 0.1)
+
+
+def test_evaluation_takes_smaller_pieces_too(rng: np.random.Generator) -> None:
+    whole, small = _learner(), _learner()
+    small._forward = _SmallMemory(small.model, 4)
+    x, y = _batch(rng, n=10)
+    loss, predicted = small.eval_step(x, y)
+    expected_loss, expected = whole.eval_step(x, y)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-12)
+    np.testing.assert_array_equal(predicted, expected)
+
+
+def test_a_run_that_was_short_of_memory_resumes_as_such(rng: np.random.Generator) -> None:
+    whole, first, second = (_learner(dropout=0.5) for _ in range(3))
+    batches = [_batch(rng, n=10) for _ in range(4)]
+    for learner in (whole, first, second):
+        learner._forward = _SmallMemory(learner.model, 4)
+    torch.manual_seed(1)
+    losses = [float(whole.train_step(*batch, 0.1)[0]) for batch in batches]
+    torch.manual_seed(1)
+    again = [float(first.train_step(*batch, 0.1)[0]) for batch in batches[:2]]
+    weights, state = dict(first.weights()), first.state()
+    torch.manual_seed(99)
+    second.load_weights(weights)
+    second.load_state(*state)
+    again += [float(second.train_step(*batch, 0.1)[0]) for batch in batches[2:]]
+    assert again == losses
+    assert second._forward.seen == [3, 3, 2, 2] * 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_every_devices_word_for_it(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
 
 
 def test_evaluation_keeps_no_graph_and_changes_nothing(rng: np.random.Generator) -> None:

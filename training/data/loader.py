@@ -85,6 +85,11 @@ class BatchLoader:
         part = share(min(self.batch_size, len(self.split) - start), self.rank, self.size)
         return slice(start + part.start, start + part.stop)
 
+    def augmentation_rng(self, epoch: int, batch: int) -> np.random.Generator:
+        """Return what decides the augmentation of this process's share of a batch."""
+        numbers = (epoch, batch, self.rank) if self.rank else (epoch, batch)
+        return generator(self.seed, "augmentation", *numbers)
+
     def batches(
         self, epoch: int, start: int = 0
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
@@ -96,6 +101,5 @@ class BatchLoader:
             chosen = window if order is None else order[window]
             pixels = images[chosen]
             if self.augmentation is not None:
-                numbers = (epoch, batch, self.rank) if self.rank else (epoch, batch)
-                pixels = self.augmentation(pixels, generator(self.seed, "augmentation", *numbers))
+                pixels = self.augmentation(pixels, self.augmentation_rng(epoch, batch))
             yield self.preprocessing(pixels), labels[chosen]
