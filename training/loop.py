@@ -256,7 +256,7 @@ class Loop:
         epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
         for name, loss, accuracy in report:
             self.metrics.append(Row(p.step, epoch, name, loss, accuracy, lr, p.seconds))
-        if not self.quiet:
+        if report and not self.quiet:
             width = len(str(self.total_steps))
             parts = "   ".join(
                 f"{name} loss {loss:.4f} accuracy {acc:.4f}" for name, loss, acc in report
