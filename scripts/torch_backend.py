@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,11 +20,13 @@ from torch_models.device import choose_device, choose_precision
 from torch_models.device_loader import DeviceLoader
 from torch_models.distributed import LostProcessError, ProcessTeam, launched_by_torchrun
 from torch_models.learner import TorchLearner, is_out_of_memory
+from training.checkpoint import load_arrays
 from training.cli import requires_torchvision
-from training.config import TorchSettings
+from training.config import TorchSettings, settings_from_dict
 from training.data import BatchLoader, Dataset
 from training.data.augment import Augmentation, compose
-from training.errors import UserError
+from training.data.preprocess import Preprocessing
+from training.errors import DataError, UserError
 from training.loop import Loader
 from training.run import Backend
 from training.seeding import generator
@@ -158,6 +163,39 @@ def torch_backend(
     return Backend(
         name, build, build_schedule, resolve, adapt, augmentation, Alone() if team is None else team
     )
+
+
+def load_torch_run(
+    folder: Path,
+    kind: type[SettingsT],
+    build: Callable[[SettingsT, tuple[int, ...], int], nn.Module],
+) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
+    """Return the trained network of a run, in evaluation mode on the host.
+
+    Args:
+        folder: of a finished run.
+        kind: the settings of its command.
+        build: makes the network from settings, image shape (C, H, W) and number of classes.
+
+    Returns:
+        The network; what turns pixels into its inputs; the class names.
+
+    Raises:
+        DataError: ``model.safetensors`` is missing, damaged or another command's.
+    """
+    path = folder / "model.safetensors"
+    weights, texts = load_arrays(path)
+    try:
+        about, fitted = json.loads(texts["model"]), json.loads(texts["preprocessing"])
+        shape, names = tuple(about.pop("image_shape")), tuple(about.pop("class_names"))
+        model = build(settings_from_dict(kind, about, str(path)), shape, len(names))
+        dtype = next(a.dtype for a in weights.values() if a.dtype.kind == "f")
+        model = model.to(getattr(torch, dtype.name))
+        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in weights.items()})
+        mean, scale = np.array(fitted["mean"]), np.array(fitted["scale"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path} is not a run of this command: {error}") from None
+    return model.eval(), Preprocessing(mean, scale, dtype), names
 
 
 def _optimizer(settings: TorchSettings, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:

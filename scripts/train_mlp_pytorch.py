@@ -5,17 +5,55 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.common import check_last_batch
 from training.cli import guarded, requires_torch
 from training.config import TorchMLPSettings, parse_command_line
 from training.data import Dataset
+from training.data.preprocess import Preprocessing
 from training.presets import TORCH_MLP_PRESETS
 from training.run import run
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def build_model(
+    settings: TorchMLPSettings, image_shape: tuple[int, ...], n_classes: int
+) -> nn.Module:
+    """Return the network for ``settings``."""
+    from scripts.torch_backend import norm_layer
+    from torch_models.mlp import MLP
+
+    return MLP(
+        math.prod(image_shape),
+        settings.hidden_dims,
+        n_classes,
+        settings.neg_slope,
+        activation=settings.activation,
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+        norm=norm_layer(settings.norm, 1) if settings.batch_norm else None,
+        weight_std=settings.weight_std,
+    )
+
+
+def load_run(folder: str | Path) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
+    """Return the trained network of a run, what turns pixels into its inputs, and the class names.
+
+    ``model(torch.from_numpy(preprocessing(images)))`` are the logits of uint8 images (N, C, H, W).
+
+    Args:
+        folder: of a finished run of this command.
+
+    Raises:
+        DataError: ``model.safetensors`` is missing or damaged.
+    """
+    from scripts.torch_backend import load_torch_run
+
+    return load_torch_run(Path(folder), TorchMLPSettings, build_model)
 
 
 def _main(argv: Sequence[str] | None) -> int:
@@ -24,25 +62,14 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     # Only now: --help and a mistyped option need not wait for PyTorch, nor have it.
     requires_torch()
-    from scripts.torch_backend import norm_layer, torch_backend, torch_team
-    from torch_models.mlp import MLP
+    from scripts.torch_backend import torch_backend, torch_team
 
     with torch_team() as team:
 
         def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
             if settings.batch_norm:
                 check_last_batch(settings.batch_size, len(dataset.train), team.size if team else 1)
-            return MLP(
-                math.prod(dataset.image_shape),
-                settings.hidden_dims,
-                dataset.n_classes,
-                settings.neg_slope,
-                activation=settings.activation,
-                dropout=settings.dropout,
-                input_dropout=settings.input_dropout,
-                norm=norm_layer(settings.norm, 1) if settings.batch_norm else None,
-                weight_std=settings.weight_std,
-            )
+            return build_model(settings, dataset.image_shape, dataset.n_classes)
 
         return run(command, torch_backend("mlp-pytorch", make_model, images=False, team=team))
 

@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import train_convnet, train_mlp_pytorch
 from training.checkpoint import Checkpoint, load_arrays
+from training.data import load_dataset
+from training.errors import DataError
 from training.loop import Loop
 
 MLP = "--batch-norm --dropout 0.2 --momentum 0.9 --lr 0.02 --precision float32 --hidden-dims 16"
@@ -109,6 +112,26 @@ def test_weights_of_the_mlp_load_in_numpy(tmp_path: Path) -> None:
 
     model = NumpyMLP(64, [16], 10, dropout=0.2, batch_norm=True, dtype="float32")
     model.load_state_dict(load_arrays(tmp_path / "torch" / "model.safetensors")[0])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("options", ["", "--precision float64", "--norm manual"])
+def test_a_run_can_be_used_from_python(tmp_path: Path, name: str, options: str) -> None:
+    module = {"mlp": train_mlp_pytorch, "convnet": train_convnet}[name]
+    folder = tmp_path / "run"
+    assert _run(name, folder, options, steps=5) == 0
+    model, preprocessing, class_names = module.load_run(folder)
+    assert class_names == tuple("0123456789")
+    test = load_dataset("digits").test
+    with torch.no_grad():
+        predicted = model(torch.from_numpy(preprocessing(test.images))).argmax(dim=1).numpy()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (predicted == test.labels).mean() == pytest.approx(summary["test_accuracy"])
+    with pytest.raises(DataError, match="does not exist"):
+        module.load_run(tmp_path)
+    other = {"mlp": train_convnet, "convnet": train_mlp_pytorch}[name]
+    with pytest.raises(DataError, match="not a run of this command"):
+        other.load_run(folder)
 
 
 @pytest.mark.parametrize(
