@@ -133,14 +133,14 @@ def torch_backend(
             device = choose_device(settings.device, *place)
         except ValueError as error:
             raise UserError(str(error)) from None
-        precision, reason = settings.precision, "as asked"
+        precision, reason = settings.precision, ""
         if precision == "auto":
             if team is None or team.rank == 0:
                 precision, reason = measure(settings, dataset, device)
             if team is not None:
                 precision, _, reason = team.agree_on(f"{precision}: {reason}").partition(": ")
         if not settings.quiet:
-            print(f"device {device}, precision {precision} ({reason})")
+            print(f"device {device}, precision {precision}" + (f" ({reason})" if reason else ""))
         return dataclasses.replace(settings, device=device.type, precision=precision)
 
     def build(settings: SettingsT, dataset: Dataset) -> TorchLearner:
