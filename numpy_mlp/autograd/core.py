@@ -1,0 +1,489 @@
+"""The computation graph: values, the operations between them, and the walk back.
+
+A graph has two kinds of nodes. A :class:`TensorNode` holds an array; an :class:`OpNode` is one
+application of an :class:`Op`, and links the nodes that went in to those that came out. Calling an
+op builds the graph; :meth:`TensorNode.backward` walks it from a scalar back to every node that the
+scalar depends on, applying the chain rule at each op:
+
+    ∂L/∂input = Σ over the ops that use it: Op.backward(∂L/∂output)
+
+Names and behaviour are those of *vugrad*, the library of the deep-learning course of the Vrije
+Universiteit Amsterdam (P. Bloem).
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Array = NDArray[Any]
+
+_numbers = itertools.count()  # ops are numbered in the order they are applied
+_recording = True
+
+
+class ClearedGraphError(RuntimeError):
+    """A graph was used after :meth:`TensorNode.clear` had taken it apart."""
+
+
+@contextmanager
+def no_grad() -> Iterator[None]:
+    """Compute values only: what is made inside has no ``source``, and nothing is remembered."""
+    global _recording
+    before, _recording = _recording, False
+    try:
+        yield
+    finally:
+        _recording = before
+
+
+class TensorNode:
+    """A value in the graph, and the gradient of the loss with respect to it.
+
+    Args:
+        value: an array or a number. Integers become float64; float32 and float64 stay.
+        source: the :class:`OpNode` that made it; None for what a user makes.
+        name: for pictures and error messages.
+        requires_grad: whether a gradient is wanted. Ops on nodes that want none are not recorded.
+
+    Attributes:
+        grad: ∂L/∂value, of the shape and dtype of ``value``: zeros until :meth:`backward`, to which
+            each further ``backward`` adds, until :meth:`zero_grad`.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_cleared", "_grad", "_shared"),
+        *("name", "requires_grad", "source", "value"),
+    )
+
+    def __init__(
+        self,
+        value: Any,
+        source: OpNode | None = None,
+        name: str | None = None,
+        *,
+        requires_grad: bool = True,
+    ) -> None:
+        value = np.asarray(value)
+        if value.dtype.kind != "f":
+            value = value.astype(np.float64)
+        self.value: Array = value
+        self.source, self.name, self.requires_grad = source, name, requires_grad
+        self._grad: Array | None = None
+        self._shared = False  # whether others hold the array in _grad too
+        self._cleared = False
+
+    @property
+    def grad(self) -> Array:
+        """∂L/∂value; an array of zeros where nothing has arrived."""
+        if self._grad is None:
+            self._grad = np.zeros_like(self.value)
+        elif self._shared:  # copied when it is looked at, which most of them never are
+            self._grad = self._grad.copy()
+        self._shared = False
+        return self._grad
+
+    @grad.setter
+    def grad(self, grad: Array | None) -> None:
+        self._grad, self._shared = grad, False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.value.dtype
+
+    def size(self, dim: int | None = None) -> Any:
+        """Return the shape, or the length of one dimension."""
+        return self.value.shape if dim is None else self.value.shape[dim]
+
+    def backward(self) -> None:
+        """Add ∂self/∂node to the ``grad`` of every node that this scalar depends on.
+
+        Each op is visited once, when all that its outputs are used for has been: ops are taken
+        latest first, and an op is always applied after those whose results it uses.
+
+        Raises:
+            ValueError: the node holds more than one number.
+            ClearedGraphError: a part of the graph was cleared.
+        """
+        if self.value.size != 1:
+            raise ValueError(
+                f"backward() starts from a scalar, this node has shape {self.size()}; sum it first"
+            )
+        _Walk([(self, np.ones_like(self.value))]).run(_ops_below(self))
+
+    def zero_grad(self) -> None:
+        """Set the gradients of this node, and of all that it depends on, to zero."""
+        self._grad = None
+        for op in _ops_below(self):
+            for node in (*op.inputs, *op.outputs):
+                node._grad = None
+
+    def clear(self) -> None:
+        """Take the graph below apart, so that what it remembers is freed at once.
+
+        Values and gradients stay. Nodes that were made by an op cannot be walked through again.
+        """
+        for op in _ops_below(self, cleared_too=True):
+            for node in op.outputs:
+                node.source, node._cleared = None, True
+            op.clear()
+
+    def __add__(self, other: Any) -> TensorNode:
+        return _apply("Add", self, other)
+
+    def __radd__(self, other: Any) -> TensorNode:
+        return _apply("Add", other, self)
+
+    def __sub__(self, other: Any) -> TensorNode:
+        return _apply("Sub", self, other)
+
+    def __rsub__(self, other: Any) -> TensorNode:
+        return _apply("Sub", other, self)
+
+    def __mul__(self, other: Any) -> TensorNode:
+        return _apply("Multiply", self, other)
+
+    def __rmul__(self, other: Any) -> TensorNode:
+        return _apply("Multiply", other, self)
+
+    def __truediv__(self, other: Any) -> TensorNode:
+        return _apply("Divide", self, other)
+
+    def __rtruediv__(self, other: Any) -> TensorNode:
+        return _apply("Divide", other, self)
+
+    def __neg__(self) -> TensorNode:
+        return _apply("Multiply", self, -1.0)
+
+    def __pow__(self, exponent: float) -> TensorNode:
+        return _apply("Power", self, exponent=exponent)
+
+    def __matmul__(self, other: TensorNode) -> TensorNode:
+        return _apply("MatrixMultiply", self, other)
+
+    def __getitem__(self, index: Any) -> TensorNode:
+        return _apply("Slice", self, index=index)
+
+    # NumPy must leave ``array + node`` to __radd__ above instead of adding element by element.
+    __array_ufunc__ = None
+
+    def matmul(self, other: TensorNode) -> TensorNode:
+        """Return the matrix product; (..., N, K) and (..., K, M) -> (..., N, M)."""
+        return _apply("MatrixMultiply", self, other)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> TensorNode:
+        """Return the sum of all values, or along ``axis``."""
+        return _apply("Sum", self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape: int) -> TensorNode:
+        """Return the same values in another shape; one length may be -1."""
+        return _apply("Reshape", self, shape=shape)
+
+    def transpose(self, *axes: int) -> TensorNode:
+        """Return the dimensions in another order; without ``axes``, reversed."""
+        return _apply("Transpose", self, axes=axes or None)
+
+    def squeeze(self, dim: int = 0) -> TensorNode:
+        """Return the value without its dimension ``dim``, whose length is 1."""
+        return _apply("Squeeze", self, dim=dim)
+
+    def unsqueeze(self, dim: int = 0) -> TensorNode:
+        """Return the value with a dimension of length 1 put in at ``dim``."""
+        return _apply("Unsqueeze", self, dim=dim)
+
+    def __repr__(self) -> str:
+        name = f"{self.name}, " if self.name else ""
+        source = None if self.source is None else self.source.op.__name__
+        return f"TensorNode[{name}size {self.size()}, source {source}]"
+
+
+class Context(dict[str, Any]):
+    """What an op's ``forward`` leaves for its ``backward``: a dictionary.
+
+    Attributes:
+        needs_input_grad: for each input, whether a gradient is wanted. An op may return None for
+            one that is not, and save the work.
+    """
+
+    def __init__(self, needs_input_grad: tuple[bool, ...] = ()) -> None:
+        super().__init__()
+        self.needs_input_grad = needs_input_grad
+
+
+class OpNode:
+    """One application of an op.
+
+    Attributes:
+        op: the :class:`Op`, a class.
+        context: what its forward pass remembered.
+        inputs: the nodes that went in.
+        outputs: the nodes that came out and are still in use.
+        number: ops are numbered as they are applied.
+    """
+
+    __slots__ = ("_outputs", "_shapes", "context", "inputs", "number", "op")
+
+    def __init__(self, op: type[Op], context: Context, inputs: tuple[TensorNode, ...]) -> None:
+        self.op, self.context, self.inputs = op, context, inputs
+        self.number = next(_numbers)
+        # Weak: a node keeps the op that made it, and a circle would keep both until the garbage
+        # collector comes round. Without one, a step's memory is freed with its loss.
+        self._outputs: tuple[weakref.ref[TensorNode], ...] = ()
+        self._shapes: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
+
+    @property
+    def outputs(self) -> list[TensorNode]:
+        """The nodes that came out, less those that nobody holds any more."""
+        return [node for ref in self._outputs if (node := ref()) is not None]
+
+    def produce(self, values: tuple[Array, ...]) -> list[TensorNode]:
+        """Make the outputs and remember them."""
+        nodes = [TensorNode(value, source=self) for value in values]
+        self._outputs = tuple(weakref.ref(node) for node in nodes)
+        self._shapes = tuple((node.value.shape, node.value.dtype) for node in nodes)
+        return nodes
+
+    def backward(self) -> None:
+        """Go on backwards from this op: its outputs' ``grad`` are taken as they are."""
+        outputs = self.outputs
+        walk = _Walk([(node, node.grad) for node in outputs])
+        ops = [op for node in outputs[:1] for op in _ops_below(node)]
+        for node in outputs:
+            walk.nodes.pop(id(node))  # their gradients are where they belong already
+        walk.holders.update((_owner(node.grad), node) for node in outputs)
+        walk.run(ops)
+
+    def gradients(self, goutputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
+        """Return ∂L/∂input for each input, given ∂L/∂output for each output (None for zeros)."""
+        # An array on its way may be on its way to other nodes too. Our own ops leave it as it is; a
+        # user's gets a copy, and may do as it likes.
+        ours = self.op.__module__.startswith(__package__ or "")
+        upstream = [
+            np.zeros(shape, dtype) if g is None else g if ours else g.copy()
+            for g, (shape, dtype) in zip(goutputs, self._shapes, strict=True)
+        ]
+        ginputs = self.op.backward(self.context, *upstream)
+        ginputs = ginputs if isinstance(ginputs, tuple) else (ginputs,)
+        if len(ginputs) != len(self.inputs):
+            raise ValueError(
+                f"{self.op.__name__}.backward returned {len(ginputs)} gradients for "
+                f"{len(self.inputs)} inputs"
+            )
+        return ginputs
+
+    def clear(self) -> None:
+        """Let go of inputs, outputs and what was remembered."""
+        self.inputs, self._outputs, self.context = (), (), Context()
+
+    def __repr__(self) -> str:
+        return f"OpNode[{self.op.__name__}]"
+
+
+class Op:
+    """A function on arrays and its backward pass: two static methods, never instantiated.
+
+    A subclass writes
+
+    - ``forward(context, *arrays, **constants)``, which returns an array or a tuple of them and puts
+      what ``backward`` will need into ``context``;
+    - ``backward(context, *goutputs)``, which returns ∂L/∂input for each input, given ∂L/∂output for
+      each output. Where NumPy broadcast an input, the gradient may keep the output's shape: the
+      engine sums it back.
+
+    Neither may modify its arguments.
+    """
+
+    @classmethod
+    def do_forward(cls, *inputs: TensorNode, **constants: Any) -> Any:
+        """Apply the op to nodes; return the output node, or a list of them where there are several.
+
+        Args:
+            inputs: the nodes.
+            constants: passed to ``forward`` as they are; nothing is differentiated by them.
+
+        Raises:
+            TypeError: an input is not a node.
+        """
+        for node in inputs:
+            if not isinstance(node, TensorNode):
+                raise TypeError(
+                    f"{cls.__name__} takes TensorNodes, got {type(node).__name__}; wrap the "
+                    f"value: TensorNode(value)"
+                )
+        needs = tuple([node.requires_grad for node in inputs])
+        context = Context(needs)
+        values = cls.forward(context, *[node.value for node in inputs], **constants)
+        values = values if isinstance(values, tuple) else (values,)
+        if _recording and any(needs):
+            nodes = OpNode(cls, context, inputs).produce(values)
+        else:
+            nodes = [TensorNode(value, requires_grad=False) for value in values]
+        return nodes[0] if len(nodes) == 1 else nodes
+
+    @staticmethod
+    def forward(context: Context, *inputs: Any, **constants: Any) -> Any:
+        """Return the output, or a tuple of outputs."""
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(context: Context, *goutputs: Any) -> Any:
+        """Return the gradient of each input, given that of each output."""
+        raise NotImplementedError
+
+
+class Module:
+    """Parameters, and a function of them: ``forward`` builds a graph, which knows its way back."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the module's output."""
+        raise NotImplementedError
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return :meth:`forward` of the arguments."""
+        return self.forward(*args, **kwargs)
+
+    def parameters(self) -> list[TensorNode]:
+        """Return the nodes that training updates."""
+        return []
+
+
+def _apply(name: str, *inputs: Any, **constants: Any) -> TensorNode:
+    """Apply the op called ``name``, numbers and arrays among its inputs made into nodes."""
+    from numpy_mlp.autograd import ops
+
+    dtype = next(x.value.dtype for x in inputs if isinstance(x, TensorNode))
+    nodes = [x if isinstance(x, TensorNode) else _constant(x, dtype) for x in inputs]
+    result: TensorNode = getattr(ops, name).do_forward(*nodes, **constants)
+    return result
+
+
+def _constant(value: Any, dtype: DTypeLike) -> TensorNode:
+    """Return a node without gradient; a plain number takes the type of what it is mixed with."""
+    array = np.asarray(value)
+    if array.ndim == 0:
+        array = array.astype(dtype)
+    return TensorNode(array, requires_grad=False)
+
+
+def _ops_below(node: TensorNode, *, cleared_too: bool = False) -> list[OpNode]:
+    """Return each op that ``node`` depends on once, latest first.
+
+    An op is applied after those whose results it uses, so this order is a topological one.
+    """
+    found: dict[int, OpNode] = {}
+    waiting = [node]
+    while waiting:
+        current = waiting.pop()
+        if current._cleared and not cleared_too:
+            raise ClearedGraphError(
+                f"{current} is part of a graph that clear() took apart; compute it again, or "
+                f"go on from its value with TensorNode(node.value)"
+            )
+        op = current.source
+        if op is not None and op.number not in found:
+            found[op.number] = op
+            waiting.extend(op.inputs)
+    return [found[number] for number in sorted(found, reverse=True)]
+
+
+class _Walk:
+    """One backward pass.
+
+    Gradients on their way are kept here, apart from what earlier passes left in ``grad``: a second
+    pass over the same graph must not take them for its own.
+    """
+
+    def __init__(self, seeds: Sequence[tuple[TensorNode, Array]]) -> None:
+        self.gradients: dict[int, Array] = {}  # by id of the node
+        self.summed: set[int] = set()  # nodes whose gradient is an array of the walk's own
+        self.nodes: dict[int, TensorNode] = {}
+        # Who holds an array as a gradient, by the array's id; None where an op relies on it.
+        self.holders: dict[int, TensorNode | None] = {}
+        for node, grad in seeds:
+            self._add(node, grad)
+
+    def run(self, ops: Sequence[OpNode]) -> None:
+        """Take the ops in the order given, and leave every finished gradient in its node."""
+        for op in ops:
+            outputs = [ref() for ref in op._outputs]
+            upstream = [None if n is None else self.gradients.get(id(n)) for n in outputs]
+            if all(g is None for g in upstream):
+                continue
+            for array in (*op.context.values(), *(n.value for n in op.inputs)):
+                if isinstance(array, np.ndarray):
+                    self.holders[_owner(array)] = None
+            for node, grad in zip(op.inputs, op.gradients(upstream), strict=True):
+                if node.requires_grad and grad is not None:
+                    self._add(node, _sum_to(grad, node, op))
+            for output in outputs:
+                if output is not None:
+                    self._deliver(output)
+        for node in list(self.nodes.values()):
+            self._deliver(node)
+
+    def _add(self, node: TensorNode, grad: Array) -> None:
+        """Add a contribution; the arrays that ops return are theirs and are never written to."""
+        key = id(node)
+        if key not in self.gradients:
+            self.gradients[key], self.nodes[key] = grad, node
+        elif key in self.summed:
+            self.gradients[key] += grad
+        else:
+            self.gradients[key] = self.gradients[key] + grad
+            self.summed.add(key)
+
+    def _deliver(self, node: TensorNode) -> None:
+        """Put the finished gradient of a node into its ``grad``."""
+        key = id(node)
+        if key not in self.nodes:
+            return
+        del self.nodes[key]
+        grad = self.gradients[key]
+        if node._grad is not None:
+            node.grad = node._grad + grad
+            return
+        node.grad = grad
+        owner = _owner(grad)
+        if owner in self.holders or not grad.flags.writeable:
+            node._shared = True
+            if (other := self.holders.get(owner)) is not None:
+                other._shared = True
+        else:
+            self.holders[owner] = node
+
+
+def _owner(array: Array) -> int:
+    """Return the identity of the array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return id(array)
+
+
+def _sum_to(grad: Any, node: TensorNode, op: OpNode) -> Array:
+    """Return ``grad`` summed over the dimensions along which ``node`` was broadcast.
+
+    y = x broadcast: every copy of x[i] adds its own gradient, ∂L/∂x[i] = Σ over copies ∂L/∂y.
+    """
+    grad, shape = np.asarray(grad), node.value.shape
+    if grad.shape != shape:
+        extra = grad.ndim - len(shape)
+        kept = grad.shape[extra:] if extra >= 0 else ()
+        if extra < 0 or any(n not in (1, g) for n, g in zip(shape, kept, strict=True)):
+            raise ValueError(
+                f"{op.op.__name__}.backward returned a gradient of shape {grad.shape} for an "
+                f"input of shape {shape}"
+            )
+        stretched = [i + extra for i, n in enumerate(shape) if n == 1 and kept[i] != 1]
+        axes: Sequence[int] = (*range(extra), *stretched)
+        grad = grad.sum(axis=tuple(axes)).reshape(shape)
+    if grad.dtype != node.value.dtype:
+        grad = grad.astype(node.value.dtype)
+    result: Array = grad
+    return result

@@ -1,0 +1,117 @@
+"""Modules: parameters, and the graph that a forward pass builds from them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numpy_mlp.autograd import functions
+from numpy_mlp.autograd.core import Module, TensorNode
+from numpy_mlp.autograd.ops import BatchMM
+
+ACTIVATIONS: dict[str, Callable[[TensorNode], TensorNode]] = {
+    "relu": functions.relu,
+    "leaky_relu": functions.leaky_relu,
+    "elu": functions.elu,
+    "sigmoid": functions.sigmoid,
+    "tanh": functions.tanh,
+}
+
+
+class Linear(Module):
+    """``y = x @ wᵀ + b``, (N, input_size) -> (N, output_size).
+
+    Initialisation: w[o,i] ~ N(0, 2/(input_size + output_size)), b = 0 (Glorot and Bengio 2010).
+
+    Args:
+        input_size: number of input features.
+        output_size: number of output features.
+        dtype: ``float32`` or ``float64``.
+        rng: source of the initial weights.
+
+    Attributes:
+        w: weights (output_size, input_size).
+        b: bias (1, output_size), broadcast over the batch.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        dtype: DTypeLike = np.float64,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        rng = np.random.default_rng() if rng is None else rng
+        std = np.sqrt(2.0 / (input_size + output_size))
+        weights = rng.standard_normal((output_size, input_size)) * std
+        self.w = TensorNode(weights.astype(dtype), name="w")
+        self.b = TensorNode(np.zeros((1, output_size), dtype=dtype), name="b")
+
+    def forward(self, input: TensorNode) -> TensorNode:
+        """Return y; (N, input_size) -> (N, output_size)."""
+        product: TensorNode = BatchMM.do_forward(self.w, input)
+        return product + self.b
+
+    def parameters(self) -> list[TensorNode]:
+        """Return w and b."""
+        return [self.w, self.b]
+
+
+class MLP(Module):
+    """``Linear - (activation - Linear) * n - softmax``: (N, input_size) -> probabilities.
+
+    Args:
+        input_size: number of input features.
+        output_size: number of classes.
+        hidden_mult: without ``hidden_sizes``, there is one hidden layer, this many times as wide
+            as the input.
+        hidden_sizes: widths of the hidden layers, any number of them.
+        activation: one of :data:`ACTIVATIONS`.
+        dtype: ``float32`` or ``float64``.
+        rng: source of the initial weights.
+
+    Raises:
+        ValueError: ``activation`` is unknown.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        hidden_mult: int = 4,
+        *,
+        hidden_sizes: Sequence[int] | None = None,
+        activation: str = "sigmoid",
+        dtype: DTypeLike = np.float64,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}"
+            )
+        rng = np.random.default_rng() if rng is None else rng
+        hidden = (hidden_mult * input_size,) if hidden_sizes is None else hidden_sizes
+        sizes = [input_size, *hidden, output_size]
+        self.layers = [
+            Linear(n_in, n_out, dtype=dtype, rng=rng) for n_in, n_out in itertools.pairwise(sizes)
+        ]
+        self.activation = ACTIVATIONS[activation]
+
+    def logits(self, input: TensorNode) -> TensorNode:
+        """Return the scores before the softmax, (N, input_size) -> (N, output_size)."""
+        for layer in self.layers[:-1]:
+            input = self.activation(layer(input))
+        scores: TensorNode = self.layers[-1](input)
+        return scores
+
+    def forward(self, input: TensorNode) -> TensorNode:
+        """Return probabilities, (N, input_size) -> (N, output_size)."""
+        return functions.softmax(self.logits(input))
+
+    def parameters(self) -> list[TensorNode]:
+        """Return w and b of each layer, from input to output."""
+        return [node for layer in self.layers for node in layer.parameters()]

@@ -1,0 +1,130 @@
+"""One training step of the MLP on the graph engine, behind the interface of a training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numpy_mlp.autograd.core import TensorNode, no_grad
+from numpy_mlp.autograd.functions import (
+    elu,
+    leaky_relu,
+    logceloss,
+    logsoftmax,
+    relu,
+    sigmoid,
+    tanh,
+)
+from numpy_mlp.autograd.ops import BatchMM
+from numpy_mlp.learner import NumpyLearner
+from numpy_mlp.mlp import MLP
+from numpy_mlp.modules import (
+    BatchNormModule,
+    DropoutModule,
+    ELUModule,
+    LeakyReLUModule,
+    LinearModule,
+    Module,
+    ReLUModule,
+    SigmoidModule,
+    SoftMaxModule,
+    TanhModule,
+)
+from numpy_mlp.optim import Optimizer
+
+Array = NDArray[Any]
+
+
+class GraphLearner(NumpyLearner):
+    """The learner of :class:`numpy_mlp.MLP` without its backward passes.
+
+    The network's own arrays become nodes, each layer's forward pass is written in ops, and the
+    gradients come from the graph. From the same seed the losses are those of
+    :class:`numpy_mlp.learner.NumpyLearner`, but for rounding; weights, names and checkpoints are
+    the same.
+
+    Args:
+        model: the network.
+        optimizer: made with ``list(model.params.values())``.
+
+    Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
+    """
+
+    def __init__(self, model: MLP, optimizer: Optimizer) -> None:
+        super().__init__(model, optimizer)
+        # The nodes hold the very arrays that the optimizer updates in place.
+        self.nodes = {name: TensorNode(array, name=name) for name, array in model.params.items()}
+
+    def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
+        """Update the weights on one batch; return its mean loss and its correct predictions."""
+        self.model.train()
+        logits = self._logits(images)
+        loss = logceloss(logsoftmax(logits), labels) * (1 / len(labels))
+        loss.backward()
+        self.optimizer.lr = lr
+        self.optimizer.step([node.grad for node in self.nodes.values()])
+        for node in self.nodes.values():
+            node.zero_grad()
+        return float(loss.value), int((logits.value.argmax(axis=1) == labels).sum())
+
+    def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
+        """Return the mean loss of a batch and the predicted classes (N,)."""
+        self.model.eval()
+        with no_grad():
+            logits = self._logits(images)
+            loss = logceloss(logsoftmax(logits), labels) * (1 / len(labels))
+        return float(loss.value), logits.value.argmax(axis=1)
+
+    def _logits(self, images: Array) -> TensorNode:
+        x = TensorNode(images.reshape(len(images), -1), name="images", requires_grad=False)
+        for i, layer in enumerate(self.model.layers):
+            if not isinstance(layer, SoftMaxModule):  # part of the loss
+                x = self._apply(layer, f"layers.{i}", x)
+        return x
+
+    def _apply(self, layer: Module, name: str, x: TensorNode) -> TensorNode:
+        if isinstance(layer, LinearModule):
+            product: TensorNode = BatchMM.do_forward(self.nodes[f"{name}.weight"], x)
+            return product + self.nodes[f"{name}.bias"]
+        if isinstance(layer, BatchNormModule):
+            weight, bias = self.nodes[f"{name}.weight"], self.nodes[f"{name}.bias"]
+            return batch_norm(layer, weight, bias, x)
+        if isinstance(layer, DropoutModule):
+            if not layer.training:
+                return x
+            kept = layer.rng.random(x.size(), dtype=np.float32) >= layer.p
+            scale: Array = kept.astype(x.dtype) * x.dtype.type(1 / (1 - layer.p))
+            return x * scale
+        if isinstance(layer, LeakyReLUModule):
+            return leaky_relu(x, layer.neg_slope)
+        functions: dict[type[Module], Callable[[TensorNode], TensorNode]] = {
+            ReLUModule: relu,
+            ELUModule: elu,
+            SigmoidModule: sigmoid,
+            TanhModule: tanh,
+        }
+        return functions[type(layer)](x)
+
+
+def batch_norm(
+    layer: BatchNormModule, weight: TensorNode, bias: TensorNode, x: TensorNode
+) -> TensorNode:
+    """Return ``weight · (x - μ) / √(σ² + eps) + bias``, (N, D) -> (N, D), in elementary ops.
+
+    The backward pass that :class:`numpy_mlp.modules.BatchNormModule` derives on half a page is here
+    the graph's affair, and costs several times as much.
+    """
+    if layer.training:
+        # For the running statistics; the graph computes the batch's own below.
+        layer.forward(x.value)
+        n = x.size(0)
+        deviation = x - x.sum(axis=0, keepdims=True) * (1 / n)
+        variance = (deviation * deviation).sum(axis=0, keepdims=True) * (1 / n)
+    else:
+        deviation = x - TensorNode(layer.running_mean, requires_grad=False)
+        variance = TensorNode(layer.running_var, requires_grad=False)
+    x_hat: TensorNode = deviation * (variance + layer.eps) ** -0.5
+    return weight * x_hat + bias
