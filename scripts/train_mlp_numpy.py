@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from numpy_mlp import MLP
+from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD, AdamW, Optimizer
 from scripts.common import build_schedule, check_last_batch
@@ -55,6 +56,8 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
+    if settings.engine == "graph":
+        return GraphLearner(model, optimizer)
     return NumpyLearner(model, optimizer)
 
 

@@ -68,6 +68,9 @@ class TrainSettings:
     validation_size: float = setting(
         0.1, "training images held out: a number, or a share below 1", least=0, most=10**9
     )
+    validation_images: str = setting(
+        "random", "which training images are held out", choices=("random", "last")
+    )
     preprocess: str = setting(
         "standardize",
         "per-channel standardisation, or raw pixels minus the mean image",
@@ -149,6 +152,11 @@ class NumpyMLPSettings(MLPSettings):
     """Settings of the NumPy multi-layer perceptron."""
 
     dtype: str = setting("float32", "precision", choices=("float32", "float64"))
+    engine: str = setting(
+        "modules",
+        "hand-written backward passes, or the computation graph's",
+        choices=("modules", "graph"),
+    )
 
 
 @dataclass(frozen=True)

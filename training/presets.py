@@ -47,6 +47,34 @@ MLP_PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# Vrije Universiteit, assignment 2: MLPs on the graph engine. The last 5,000 training images
+# validate.
+_VU: Preset = {
+    "dataset": "mnist",
+    "engine": "graph",
+    "validation_images": "last",
+    "validation_size": 5000.0,
+    "batch_size": 128,
+    "epochs": 20,
+}
+MLP_PRESETS |= {
+    "vu-sigmoid": {**_VU, "hidden_dims": (3136,), "activation": "sigmoid", "lr": 0.1},
+    "vu-relu": {**_VU, "hidden_dims": (3136,), "lr": 0.1},
+    "vu-momentum": {**_VU, "hidden_dims": (1568, 784, 392), "lr": 0.02, "momentum": 0.9},
+    # Chosen on those validation images: widths, dropout, augmentation, epochs.
+    "vu-best": {
+        **_VU,
+        "hidden_dims": (1024, 512),
+        "input_dropout": 0.1,
+        "dropout": 0.3,
+        "augment": ("crop",),
+        "lr": 0.05,
+        "momentum": 0.9,
+        "schedule": "cosine",
+        "epochs": 40,
+    },
+}
+
 _WATCH_TEST: Preset = {"dataset": "cifar10", "eval_splits": ("test",), "validation_size": 0.0}
 
 TORCH_MLP_PRESETS: dict[str, Preset] = {

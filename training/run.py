@@ -105,7 +105,11 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
     if team.rank:
         team.agree_on("")  # to wait until process 0 has downloaded what was missing
     dataset = load_dataset(
-        settings.dataset, data_dir, validation_size=settings.validation_size, seed=settings.seed
+        settings.dataset,
+        data_dir,
+        validation_size=settings.validation_size,
+        validation_images=settings.validation_images,
+        seed=settings.seed,
     )
     if not team.rank:
         team.agree_on("")

@@ -23,6 +23,7 @@ from training.checkpoint import Checkpoint, load_arrays
 from training.config import NumpyMLPSettings
 from training.data import load_dataset
 from training.errors import UserError
+from training.loop import Loop
 from training.metrics import COLUMNS, read_metrics
 
 COMMAND = [sys.executable, "-m", "scripts.train_mlp_numpy"]
@@ -424,6 +425,49 @@ def test_cifar10_in_a_hundred_steps(real_data: Path, tmp_path: Path) -> None:
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [(row.step, row.split) for row in rows] == [(0, "test"), (100, "train"), (100, "test")]
     assert rows[0].loss == pytest.approx(np.log(10), abs=0.01), "knows nothing yet"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options", "tolerance"),
+    [
+        ("float32", "--momentum 0.9 --lr 0.02", 1e-5),
+        ("float64", "--dropout 0.2 --batch-norm --activation sigmoid", 1e-10),
+    ],
+)
+def test_both_engines_give_the_same_run(
+    tmp_path: Path, dtype: str, options: str, tolerance: float
+) -> None:
+    options = f"--dtype {dtype} {options} --max-steps 100 --eval-every 1 --quiet --seed 2"
+    for engine in ("modules", "graph"):
+        out = ["--engine", engine, "--out", str(tmp_path / engine)]
+        assert main([*options.split(), *out]) == 0
+    names = [{path.name for path in (tmp_path / e).iterdir()} for e in ("modules", "graph")]
+    assert names[0] == names[1]
+    modules, graph = (read_metrics(tmp_path / e / "metrics.csv") for e in ("modules", "graph"))
+    assert len(modules) == len(graph) == 201
+    for one, other in zip(modules, graph, strict=True):
+        assert (one.step, one.split) == (other.step, other.split)
+        assert other.loss == pytest.approx(one.loss, rel=tolerance)
+
+
+def test_the_graph_engine_resumes_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "--engine graph --dropout 0.2 --momentum 0.9 --max-steps 40 --eval-every 15 --quiet"
+    assert main([*options.split(), "--out", str(tmp_path / "whole")]) == 0
+    step = Loop._step
+
+    def stopping(self: Loop, *args: Any) -> None:
+        step(self, *args)
+        if self.progress.step == 22:
+            self.stop_signal = 15
+
+    with monkeypatch.context() as context:
+        context.setattr(Loop, "_step", stopping)
+        assert main([*options.split(), "--out", str(tmp_path / "parts")]) == 143
+    assert main(["--resume", str(tmp_path / "parts")]) == 0
+    models = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "parts")]
+    assert models[0] == models[1]
 
 
 @pytest.mark.parametrize(

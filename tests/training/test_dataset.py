@@ -47,6 +47,13 @@ def test_validation_split_depends_on_the_seed_alone(cifar: Path) -> None:
     assert _keys(first.test) == _keys(other.test)
 
 
+def test_the_last_images_may_validate(cifar: Path) -> None:
+    whole = load_dataset("cifar10", cifar, validation_size=0)
+    split = load_dataset("cifar10", cifar, validation_size=30, validation_images="last", seed=3)
+    assert _keys(split.validation) == _keys(whole.train)[-30:]
+    assert _keys(split.train) == _keys(whole.train)[:-30]
+
+
 def test_a_larger_validation_split_contains_the_smaller(cifar: Path) -> None:
     small = load_dataset("cifar10", cifar, validation_size=10)
     large = load_dataset("cifar10", cifar, validation_size=30)
