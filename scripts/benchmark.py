@@ -90,8 +90,31 @@ def norm(arguments: argparse.Namespace) -> dict[str, dict[str, Timing]]:
     return results
 
 
+def engine(arguments: argparse.Namespace) -> dict[str, dict[str, Timing]]:
+    """Time a training step of the NumPy MLP: hand-written backward passes, the graph's."""
+    from threadpoolctl import threadpool_limits
+
+    from numpy_mlp import MLP
+    from numpy_mlp.autograd.learner import GraphLearner
+    from numpy_mlp.learner import NumpyLearner
+    from numpy_mlp.optim import SGD
+
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((128, 784), dtype=np.float32), rng.integers(0, 10, 128)
+
+    def step(kind: type[NumpyLearner]) -> Callable[[], Any]:
+        hidden = (1568, 784, 392)
+        model = MLP(784, hidden, 10, dtype=np.float32, rng=np.random.default_rng(1))
+        learner = kind(model, SGD(list(model.params.values()), 0.01, momentum=0.9))
+        return lambda: learner.train_step(x, y, 0.01)
+
+    with threadpool_limits(arguments.threads):
+        steps = {"modules": step(NumpyLearner), "graph": step(GraphLearner)}
+        return {"784-1568-784-392-10, batch 128": interleave(steps, 10 * arguments.repeats)}
+
+
 # Each measures named contenders on named workloads; the first contender is the 1.00.
-_COMMANDS = {"norm": norm}
+_COMMANDS = {"norm": norm, "engine": engine}
 
 
 def _report(name: str, results: dict[str, dict[str, Timing]], out: Path) -> None:
