@@ -87,3 +87,17 @@ def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
     exec(compile(code.replace("runs/NAME", str(folder)), "README.md", "exec"), {})
     shown = float(capsys.readouterr().out)
     assert shown == json.loads((folder / "summary.json").read_text())["test_accuracy"]
+
+
+def test_the_graph_example_does_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = README[README.index("## A graph that knows") :]
+    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    shown = re.search(r"print\(.*# (.*)", code)
+    assert shown is not None
+    numbers = re.compile(r"\d+")
+    assert numbers.findall(capsys.readouterr().out) == numbers.findall(shown[1])
+    assert (tmp_path / "graph.png").stat().st_size > 5_000
