@@ -28,12 +28,16 @@ def test_the_numpy_command_never_imports_torch(tmp_path) -> None:  # type: ignor
     assert not modules & {"torch", "torchvision", "sklearn", "scipy"}
 
 
-@pytest.mark.parametrize("package", ["numpy_mlp.learner", "custom_modules", "training.run"])
+@pytest.mark.parametrize(
+    "package", ["numpy_mlp.learner", "numpy_mlp.autograd", "custom_modules", "training.run"]
+)
 def test_packages_stand_alone(package: str) -> None:
     modules = _modules_after(f"import {package}")
     assert modules & OURS == {package.partition(".")[0]}
 
 
 def test_numpy_mlp_needs_numpy_only() -> None:
-    modules = _modules_after("import numpy_mlp.learner, numpy_mlp.gradient_check")
+    modules = _modules_after(
+        "import numpy_mlp.learner, numpy_mlp.gradient_check, numpy_mlp.autograd.learner"
+    )
     assert not modules & {"matplotlib", "safetensors", "threadpoolctl", "tqdm", "torch"}

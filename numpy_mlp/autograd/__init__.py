@@ -22,7 +22,7 @@ from numpy_mlp.autograd.functions import (
     softmax,
     tanh,
 )
-from numpy_mlp.autograd.layers import MLP, Linear
+from numpy_mlp.autograd.modules import MLP, Linear
 from numpy_mlp.autograd.ops import (
     ELU,
     Add,

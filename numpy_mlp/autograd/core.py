@@ -14,6 +14,7 @@ Universiteit Amsterdam (P. Bloem).
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,13 @@ from numpy.typing import DTypeLike, NDArray
 Array = NDArray[Any]
 
 _numbers = itertools.count()  # ops are numbered in the order they are applied
-_recording = True
+
+
+class _State(threading.local):
+    recording = True  # in each thread of its own
+
+
+_state = _State()
 
 
 class ClearedGraphError(RuntimeError):
@@ -35,12 +42,11 @@ class ClearedGraphError(RuntimeError):
 @contextmanager
 def no_grad() -> Iterator[None]:
     """Compute values only: what is made inside has no ``source``, and nothing is remembered."""
-    global _recording
-    before, _recording = _recording, False
+    before, _state.recording = _state.recording, False
     try:
         yield
     finally:
-        _recording = before
+        _state.recording = before
 
 
 class TensorNode:
@@ -57,11 +63,6 @@ class TensorNode:
             each further ``backward`` adds, until :meth:`zero_grad`.
     """
 
-    __slots__ = (
-        *("__weakref__", "_cleared", "_grad", "_shared"),
-        *("name", "requires_grad", "source", "value"),
-    )
-
     def __init__(
         self,
         value: Any,
@@ -71,6 +72,8 @@ class TensorNode:
         requires_grad: bool = True,
     ) -> None:
         value = np.asarray(value)
+        if value.dtype.kind not in "biuf":
+            raise TypeError(f"a TensorNode holds real numbers, got {value.dtype}")
         if value.dtype.kind != "f":
             value = value.astype(np.float64)
         self.value: Array = value
@@ -109,13 +112,18 @@ class TensorNode:
         latest first, and an op is always applied after those whose results it uses.
 
         Raises:
-            ValueError: the node holds more than one number.
+            ValueError: the node holds more than one number, depends on nothing that wants a
+                gradient, or is a copy of a node in a graph.
             ClearedGraphError: a part of the graph was cleared.
         """
         if self.value.size != 1:
             raise ValueError(
                 f"backward() starts from a scalar, this node has shape {self.size()}; sum it first"
             )
+        if not self.requires_grad:
+            raise ValueError(f"{self} does not depend on anything that wants a gradient")
+        if self.source is not None and all(node is not self for node in self.source.outputs):
+            raise ValueError(f"{self} is a copy, which is not part of the graph; use the original")
         _Walk([(self, np.ones_like(self.value))]).run(_ops_below(self))
 
     def zero_grad(self) -> None:
@@ -163,10 +171,13 @@ class TensorNode:
         return _apply("Multiply", self, -1.0)
 
     def __pow__(self, exponent: float) -> TensorNode:
-        return _apply("Power", self, exponent=exponent)
+        return _apply("Power", self, exponent=float(exponent))
 
-    def __matmul__(self, other: TensorNode) -> TensorNode:
+    def __matmul__(self, other: Any) -> TensorNode:
         return _apply("MatrixMultiply", self, other)
+
+    def __rmatmul__(self, other: Any) -> TensorNode:
+        return _apply("MatrixMultiply", other, self)
 
     def __getitem__(self, index: Any) -> TensorNode:
         return _apply("Slice", self, index=index)
@@ -182,13 +193,13 @@ class TensorNode:
         """Return the sum of all values, or along ``axis``."""
         return _apply("Sum", self, axis=axis, keepdims=keepdims)
 
-    def reshape(self, *shape: int) -> TensorNode:
+    def reshape(self, *shape: int | tuple[int, ...]) -> TensorNode:
         """Return the same values in another shape; one length may be -1."""
-        return _apply("Reshape", self, shape=shape)
+        return _apply("Reshape", self, shape=_flat(shape))
 
-    def transpose(self, *axes: int) -> TensorNode:
+    def transpose(self, *axes: int | tuple[int, ...]) -> TensorNode:
         """Return the dimensions in another order; without ``axes``, reversed."""
-        return _apply("Transpose", self, axes=axes or None)
+        return _apply("Transpose", self, axes=_flat(axes) or None)
 
     def squeeze(self, dim: int = 0) -> TensorNode:
         """Return the value without its dimension ``dim``, whose length is 1."""
@@ -252,6 +263,8 @@ class OpNode:
 
     def backward(self) -> None:
         """Go on backwards from this op: its outputs' ``grad`` are taken as they are."""
+        if not self.inputs:
+            raise ClearedGraphError(f"{self} is part of a graph that clear() took apart")
         outputs = self.outputs
         walk = _Walk([(node, node.grad) for node in outputs])
         ops = [op for node in outputs[:1] for op in _ops_below(node)]
@@ -262,21 +275,32 @@ class OpNode:
 
     def gradients(self, goutputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
         """Return ∂L/∂input for each input, given ∂L/∂output for each output (None for zeros)."""
-        # An array on its way may be on its way to other nodes too. Our own ops leave it as it is; a
-        # user's gets a copy, and may do as it likes.
+        # An array on its way may be on its way to other nodes too, and one that an op returns may
+        # be one it keeps. Our own ops are known to be careful; a user's gets and gives copies.
         ours = self.op.__module__.startswith(__package__ or "")
         upstream = [
             np.zeros(shape, dtype) if g is None else g if ours else g.copy()
             for g, (shape, dtype) in zip(goutputs, self._shapes, strict=True)
         ]
         ginputs = self.op.backward(self.context, *upstream)
-        ginputs = ginputs if isinstance(ginputs, tuple) else (ginputs,)
+        ginputs = tuple(ginputs) if isinstance(ginputs, tuple | list) else (ginputs,)
         if len(ginputs) != len(self.inputs):
             raise ValueError(
                 f"{self.op.__name__}.backward returned {len(ginputs)} gradients for "
                 f"{len(self.inputs)} inputs"
             )
-        return ginputs
+        for i, (node, grad) in enumerate(zip(self.inputs, ginputs, strict=True)):
+            if grad is None and node.requires_grad:
+                raise ValueError(
+                    f"{self.op.__name__}.backward returned no gradient for input {i}, which wants "
+                    f"one"
+                )
+        return ginputs if ours else tuple(g if g is None else np.array(g) for g in ginputs)
+
+    def zero_grad(self) -> None:
+        """Set the gradients of the inputs, and of all that they depend on, to zero."""
+        for node in self.inputs:
+            node.zero_grad()
 
     def clear(self) -> None:
         """Let go of inputs, outputs and what was remembered."""
@@ -321,7 +345,7 @@ class Op:
         context = Context(needs)
         values = cls.forward(context, *[node.value for node in inputs], **constants)
         values = values if isinstance(values, tuple) else (values,)
-        if _recording and any(needs):
+        if _state.recording and any(needs):
             nodes = OpNode(cls, context, inputs).produce(values)
         else:
             nodes = [TensorNode(value, requires_grad=False) for value in values]
@@ -364,10 +388,16 @@ def _apply(name: str, *inputs: Any, **constants: Any) -> TensorNode:
     return result
 
 
+def _flat(numbers: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Return the numbers, given one by one or as one tuple."""
+    first = numbers[0] if numbers else ()
+    return first if isinstance(first, tuple) else numbers  # type: ignore[return-value]
+
+
 def _constant(value: Any, dtype: DTypeLike) -> TensorNode:
-    """Return a node without gradient; a plain number takes the type of what it is mixed with."""
+    """Return a node without gradient; numbers take the type of what they are mixed with."""
     array = np.asarray(value)
-    if array.ndim == 0:
+    if array.ndim == 0 or array.dtype.kind in "biu":
         array = array.astype(dtype)
     return TensorNode(array, requires_grad=False)
 
@@ -404,8 +434,7 @@ class _Walk:
         self.gradients: dict[int, Array] = {}  # by id of the node
         self.summed: set[int] = set()  # nodes whose gradient is an array of the walk's own
         self.nodes: dict[int, TensorNode] = {}
-        # Who holds an array as a gradient, by the array's id; None where an op relies on it.
-        self.holders: dict[int, TensorNode | None] = {}
+        self.holders: dict[int, TensorNode] = {}  # whose gradient an array is, by the array's id
         for node, grad in seeds:
             self._add(node, grad)
 
@@ -416,9 +445,6 @@ class _Walk:
             upstream = [None if n is None else self.gradients.get(id(n)) for n in outputs]
             if all(g is None for g in upstream):
                 continue
-            for array in (*op.context.values(), *(n.value for n in op.inputs)):
-                if isinstance(array, np.ndarray):
-                    self.holders[_owner(array)] = None
             for node, grad in zip(op.inputs, op.gradients(upstream), strict=True):
                 if node.requires_grad and grad is not None:
                     self._add(node, _sum_to(grad, node, op))
@@ -434,9 +460,10 @@ class _Walk:
         if key not in self.gradients:
             self.gradients[key], self.nodes[key] = grad, node
         elif key in self.summed:
-            self.gradients[key] += grad
+            self.gradients[key][...] += grad
         else:
-            self.gradients[key] = self.gradients[key] + grad
+            # asarray: the sum of two arrays without dimensions would be a number.
+            self.gradients[key] = np.asarray(self.gradients[key] + grad)
             self.summed.add(key)
 
     def _deliver(self, node: TensorNode) -> None:
@@ -447,14 +474,14 @@ class _Walk:
         del self.nodes[key]
         grad = self.gradients[key]
         if node._grad is not None:
-            node.grad = node._grad + grad
+            node.grad = np.asarray(node._grad + grad)
             return
         node.grad = grad
         owner = _owner(grad)
         if owner in self.holders or not grad.flags.writeable:
             node._shared = True
-            if (other := self.holders.get(owner)) is not None:
-                other._shared = True
+            if owner in self.holders:
+                self.holders[owner]._shared = True
         else:
             self.holders[owner] = node
 

@@ -18,19 +18,23 @@ Splits = tuple[tuple[Array, Array], tuple[Array, Array], int]
 def load_synth(
     num_train: int = 60_000, num_val: int = 10_000, *, seed: int | None = None
 ) -> Splits:
-    """Return points in the plane, and whether each is outside an ellipse.
+    """Return points in the plane, and on which side of a hyperbola each is.
 
-    The class of x is 1 where x₁² + 0.7 x₁x₂ ... > 0.6: see the quadratic form in the code.
+    The class of x is 1 where x₁² + 1.5 x₁x₂ + 0.2 x₂² > 0.6.
 
     Args:
         num_train: number of training points.
         num_val: number of validation points.
-        seed: of the points; None for others each time.
+        seed: of the points; NumPy's global generator by default.
 
     Returns:
         ``(xtrain, ytrain), (xval, yval), 2``: points (N, 2) and classes (N,).
     """
-    x = np.random.default_rng(seed).standard_normal((num_train + num_val, 2))
+    shape = (num_train + num_val, 2)
+    if seed is None:
+        x = np.random.standard_normal(shape)  # noqa: NPY002
+    else:
+        x = np.random.default_rng(seed).standard_normal(shape)
     # xᵀ Q x with Q = [[1, 0.5], [1, 0.2]] = x₁² + 1.5 x₁x₂ + 0.2 x₂².
     form = x[:, 0] ** 2 + 1.5 * x[:, 0] * x[:, 1] + 0.2 * x[:, 1] ** 2
     y = (form > 0.6).astype(np.int64)
@@ -82,4 +86,4 @@ def _read(folder: Path, name: str) -> Array:
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
     if len(data) != header + math.prod(shape):
         raise ValueError(f"{found[0]} has {len(data)} bytes, its header announces {shape}")
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy()

@@ -17,6 +17,9 @@ from numpy_mlp.autograd.core import Context, Op
 Array = NDArray[Any]
 
 
+_TAKE_ONCE = (slice, int, np.integer, type(Ellipsis))
+
+
 def _needs(context: Context, i: int) -> bool:
     """Say whether input ``i`` wants a gradient; a plain dictionary as context wants all."""
     needs = getattr(context, "needs_input_grad", ())
@@ -87,6 +90,8 @@ class Power(Op):
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
         p = context["exponent"]
+        if p == 0:
+            return np.zeros_like(go)
         return np.asarray(go * p * context["x"] ** (p - 1))
 
 
@@ -219,10 +224,15 @@ class RowMax(Op):
     """The largest value of each row, (N, M) -> (N,); ∂L/∂x[n,m] = go[n] at it, 0 elsewhere.
 
     Where several are largest, the first of them takes it all.
+
+    Raises:
+        ValueError: x is not a matrix.
     """
 
     @staticmethod
     def forward(context: Context, x: Array) -> Array:
+        if x.ndim != 2:
+            raise ValueError(f"expected a matrix (N, M), got shape {x.shape}")
         context["shape"], context["at"] = x.shape, x.argmax(axis=1)
         return np.asarray(x.max(axis=1))
 
@@ -259,11 +269,9 @@ class Sigmoid(Op):
 
     @staticmethod
     def forward(context: Context, x: Array) -> Array:
-        # tanh does not overflow: σ(x) = (1 + tanh(x/2)) / 2.
-        y = np.asarray(np.tanh(x * 0.5))
-        y *= 0.5
-        y += 0.5
-        context["y"] = y
+        # e^-|x| cannot overflow: σ(x) = 1 / (1 + e^-x) for x >= 0, e^x / (e^x + 1) below.
+        e = np.exp(-np.abs(x))
+        context["y"] = y = np.asarray(np.where(x >= 0, x.dtype.type(1), e) / (1 + e))
         return y
 
     @staticmethod
@@ -355,7 +363,7 @@ class Select(Op):
 
     @staticmethod
     def forward(context: Context, x: Array, *, indices: Array) -> Array:
-        indices = np.asarray(indices)
+        indices = np.array(indices)  # a copy: the caller may use the memory again before backward
         if x.ndim != 2 or indices.shape != x.shape[:1]:
             raise ValueError(
                 f"expected a matrix and an index for each row, got shapes {x.shape} and "
@@ -440,10 +448,10 @@ class Slice(Op):
     def backward(context: Context, go: Array) -> Array:
         dx, index = np.zeros(context["shape"], dtype=go.dtype), context["index"]
         items = index if isinstance(index, tuple) else (index,)
-        if any(isinstance(item, list | np.ndarray) for item in items):
+        if all(item is None or isinstance(item, _TAKE_ONCE) for item in items):
+            dx[index] = go  # no value is taken twice, and none needs to be added
+        else:
             np.add.at(dx, index, go)
-        else:  # slices and integers take no value twice, and need not be added one by one
-            dx[index] = go
         return dx
 
 

@@ -30,7 +30,7 @@ class Linear(Module):
         input_size: number of input features.
         output_size: number of output features.
         dtype: ``float32`` or ``float64``.
-        rng: source of the initial weights.
+        rng: source of the initial weights; NumPy's global generator by default.
 
     Attributes:
         w: weights (output_size, input_size).
@@ -45,9 +45,9 @@ class Linear(Module):
         dtype: DTypeLike = np.float64,
         rng: np.random.Generator | None = None,
     ) -> None:
-        rng = np.random.default_rng() if rng is None else rng
-        std = np.sqrt(2.0 / (input_size + output_size))
-        weights = rng.standard_normal((output_size, input_size)) * std
+        # Without a generator, NumPy's own, so that np.random.seed() decides as it does for vugrad.
+        draw = np.random.standard_normal if rng is None else rng.standard_normal
+        weights = draw((output_size, input_size)) * np.sqrt(2.0 / (input_size + output_size))
         self.w = TensorNode(weights.astype(dtype), name="w")
         self.b = TensorNode(np.zeros((1, output_size), dtype=dtype), name="b")
 
@@ -93,7 +93,6 @@ class MLP(Module):
             raise ValueError(
                 f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}"
             )
-        rng = np.random.default_rng() if rng is None else rng
         hidden = (hidden_mult * input_size,) if hidden_sizes is None else hidden_sizes
         sizes = [input_size, *hidden, output_size]
         self.layers = [
