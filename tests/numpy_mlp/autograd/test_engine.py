@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import threading
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -140,7 +142,9 @@ def test_numbers_and_arrays_mix_in() -> None:
         (x + 1, [2, 5]), (1 + x, [2, 5]), (x - 0.5, [0.5, 3.5]), (1 - x, [0, -3]),
         (x * 2.0, [2, 8]), (2 * x, [2, 8]), (x / 2, [0.5, 2]), (8 / x, [8, 2]),
         (-x, [-1, -4]), (x**2, [1, 16]), (np.float32([1, 2]) * x, [1, 8]), (x[1:], [4]),
-        (np.float64(2) * x, [2, 8]),
+        (np.float64(2) * x, [2, 8]), (x ** np.float64(2), [1, 16]), (x * [1, 2], [1, 8]),
+        (x.reshape((2, 1)).transpose((1, 0)), [[1, 4]]),
+        (np.eye(2, dtype="f4") @ x[:, None], [[1], [4]]),
     ]:  # fmt: skip
         assert isinstance(result, vg.TensorNode)
         assert result.dtype == np.float32
@@ -350,6 +354,50 @@ def test_an_op_that_writes_into_its_upstream_gradient_harms_nobody() -> None:
     np.testing.assert_array_equal(y.grad, [1.0, 1.0])
 
 
+KEPT = np.ones(2)
+
+
+class KeepsWhatItReturns(vg.Op):
+    """Returns an array that lies in a tuple, in the context from backward on, or outside."""
+
+    @staticmethod
+    def forward(context: Any, x: np.ndarray, *, where: str) -> np.ndarray:
+        context["where"], context["inside"] = where, (np.ones_like(x),)
+        return x * 1
+
+    @staticmethod
+    def backward(context: Any, go: np.ndarray) -> np.ndarray:
+        if context["where"] == "tuple":
+            kept: np.ndarray = context["inside"][0]
+        elif context["where"] == "later":
+            kept = context.setdefault("made", np.ones_like(go))
+        else:
+            kept = KEPT
+        return kept
+
+
+@pytest.mark.parametrize("where", ["tuple", "later", "outside"])
+def test_gradients_are_not_what_an_op_keeps(where: str) -> None:
+    x = vg.TensorNode(np.zeros(2))
+    loss = KeepsWhatItReturns.do_forward(x, where=where).sum()
+    loss.backward()
+    x.grad += 5
+    x.grad = None
+    loss.backward()
+    np.testing.assert_array_equal(x.grad, [1, 1])
+    np.testing.assert_array_equal(KEPT, [1, 1])
+
+
+def test_gradients_of_numbers_are_arrays() -> None:
+    x = vg.TensorNode(2.0)
+    y = x * x + x + x
+    for _ in range(2):
+        y.backward()
+        assert isinstance(x.grad, np.ndarray) and x.grad.flags.writeable
+    assert float(x.grad) == 12.0
+    x.grad[...] = 0
+
+
 def test_going_on_from_an_op() -> None:
     x = vg.TensorNode(3.0)
     y = x * x
@@ -375,6 +423,45 @@ def test_no_grad() -> None:
     with pytest.raises(RuntimeError, match="inside"), vg.no_grad():
         raise RuntimeError("inside")
     assert (x * x).source is not None
+
+
+def test_no_grad_is_a_threads_own() -> None:
+    x = vg.TensorNode(2.0)
+    inside, done = threading.Event(), threading.Event()
+
+    def other() -> None:
+        with vg.no_grad():
+            inside.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert inside.wait(10)
+    try:
+        assert (x * x).source is not None
+    finally:
+        done.set()
+        thread.join()
+    assert (x * x).source is not None
+
+
+def test_what_cannot_be_differentiated_says_so() -> None:
+    x = vg.TensorNode(3.0)
+    with vg.no_grad():
+        y = x * x
+    with pytest.raises(ValueError, match="wants a gradient"):
+        y.backward()
+    with pytest.raises(ValueError, match="is a copy"):
+        copy.deepcopy(x * x).backward()
+    for value in (None, 1j, "text"):
+        with pytest.raises(TypeError, match="real numbers"):
+            vg.TensorNode(value)
+    product = x * x
+    op = product.source
+    product.clear()
+    assert op is not None
+    with pytest.raises(vg.ClearedGraphError):
+        op.backward()
 
 
 def test_nodes_without_gradient(rng: np.random.Generator) -> None:
@@ -419,6 +506,7 @@ def test_what_an_op_may_not_return(monkeypatch: pytest.MonkeyPatch) -> None:
         (np.ones((3, 2)), r"shape \(3, 2\) for an input of shape \(2, 3\)"),
         (np.ones(3), r"shape \(3,\)"),
         ((np.ones((2, 3)), np.ones(1)), "2 gradients for 1 inputs"),
+        (None, "no gradient for input 0"),
     ]:
         monkeypatch.setattr(Square, "backward", staticmethod(lambda c, go, wrong=wrong: wrong))
         with pytest.raises(ValueError, match=message):

@@ -195,6 +195,66 @@ def test_shapes_that_do_not_fit(
         op.do_forward(*(vg.TensorNode(np.ones(shape)) for shape in shapes), **constants)
 
 
+def test_the_tail_of_the_sigmoid() -> None:
+    for dtype, at in ((np.float64, 40.0), (np.float32, 20.0)):
+        x = vg.TensorNode(np.array([-at, 0.0, at], dtype=dtype))
+        y = vg.sigmoid(x)
+        assert y.dtype == dtype
+        expected = [np.exp(-at), 0.5, 1.0]
+        np.testing.assert_allclose(y.value, expected, rtol=1e-6)
+        vg.Log.do_forward(y).sum().backward()  # ∂ log σ(x) / ∂x = 1 - σ(x)
+        np.testing.assert_allclose(x.grad, [1, 0.5, np.exp(-at)], rtol=1e-6, atol=1e-7)
+    vg.sigmoid(vg.TensorNode(np.array([-1e4, 1e4])))  # and no warning
+
+
+@pytest.mark.parametrize("index", [((0, 0, 1), (1, 1, 2)), [0, 0], np.array([1, 1]), (0, [1, 1])])
+def test_what_is_taken_twice_counts_twice(index: Any) -> None:
+    x = vg.TensorNode(np.zeros((2, 3)))
+    x[index].sum().backward()
+    counts = np.zeros((2, 3))
+    np.add.at(counts, index, 1)
+    np.testing.assert_array_equal(x.grad, counts)
+    assert counts.max() == 2
+
+
+def test_power_of_zero_and_matrices_only() -> None:
+    x = vg.TensorNode(np.array([0.0, 1.0]))
+    (x**0).sum().backward()
+    np.testing.assert_array_equal(x.grad, [0, 0])
+    with pytest.raises(ValueError, match=r"\(2,\)"):
+        ops.RowMax.do_forward(x)
+
+
+def test_indices_may_be_overwritten_after_the_forward_pass() -> None:
+    x, indices = vg.TensorNode(np.zeros((2, 3))), np.array([1, 2])
+    out = ops.Select.do_forward(x, indices=indices)
+    indices[...] = 0
+    out.sum().backward()
+    np.testing.assert_array_equal(x.grad, [[0, 1, 0], [0, 0, 1]])
+
+
+NEGATIVE_AXES: list[tuple[type[vg.Op], dict[str, Any]]] = [
+    (ops.Sum, {"axis": -1}), (ops.Sum, {"axis": (-1, 0), "keepdims": True}),
+    (ops.Squeeze, {"dim": -2}), (ops.Unsqueeze, {"dim": -2}),
+    (ops.Expand, {"dim": -2, "repeats": 4}), (ops.Concatenate, {"dim": -1}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "constants"), NEGATIVE_AXES, ids=str)
+@pytest.mark.parametrize("rows", [3, 0])
+def test_axes_from_the_end_and_empty_arrays(
+    op: type[vg.Op], constants: dict[str, Any], rows: int, rng: np.random.Generator
+) -> None:
+    x = rng.standard_normal((2, 1, rows, 1, 5)).transpose(2, 1, 0, 3, 4)  # not contiguous
+    node = vg.TensorNode(x)
+    out = op.do_forward(node, **constants)
+    dout = rng.standard_normal(out.size())
+    (out * dout).sum().backward()
+    assert node.grad.shape == x.shape
+    # All of these are linear: the gradient is what the forward pass of basis vectors says.
+    assert float((node.grad * x).sum()) == pytest.approx(float((out.value * dout).sum()), abs=1e-9)
+
+
 def test_a_convolution_from_slices(rng: np.random.Generator) -> None:
     """A 3×3 convolution written with slice, reshape, transpose and matrix product."""
     x, w = rng.standard_normal((2, 3, 6, 5)), rng.standard_normal((4, 3, 3, 3))
