@@ -45,6 +45,7 @@ from numpy_mlp.autograd.ops import (
     Select,
     Sigmoid,
     Slice,
+    SoftmaxCrossEntropy,
     Squeeze,
     Sub,
     Sum,
@@ -57,7 +58,8 @@ __all__ = [
     "ELU", "MLP", "Add", "BatchMM", "ClearedGraphError", "Concatenate", "Divide", "Exp", "Expand",
     "Id", "LeakyReLU", "Linear", "Log", "MatrixMultiply", "Module", "Multiply", "Normalize", "Op",
     "OpNode", "Power", "ReLU", "Reshape", "RowMax", "RowSum", "Select", "Sigmoid", "Slice",
-    "Squeeze", "Sub", "Sum", "Tanh", "TensorNode", "Transpose", "Unsqueeze", "celoss", "elu",
+    "SoftmaxCrossEntropy", "Squeeze", "Sub", "Sum", "Tanh", "TensorNode", "Transpose",
+    "Unsqueeze", "celoss", "elu",
     "graph", "leaky_relu", "load_mnist", "load_synth", "logceloss", "logsoftmax", "no_grad",
     "relu", "sigmoid", "softmax", "tanh",
 ]  # fmt: skip

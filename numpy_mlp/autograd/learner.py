@@ -12,13 +12,11 @@ from numpy_mlp.autograd.core import TensorNode, no_grad
 from numpy_mlp.autograd.functions import (
     elu,
     leaky_relu,
-    logceloss,
-    logsoftmax,
     relu,
     sigmoid,
     tanh,
 )
-from numpy_mlp.autograd.ops import BatchMM
+from numpy_mlp.autograd.ops import BatchMM, SoftmaxCrossEntropy
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import (
@@ -62,7 +60,7 @@ class GraphLearner(NumpyLearner):
         """Update the weights on one batch; return its mean loss and its correct predictions."""
         self.model.train()
         logits = self._logits(images)
-        loss = logceloss(logsoftmax(logits), labels) * (1 / len(labels))
+        loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
         loss.backward()
         self.optimizer.lr = lr
         self.optimizer.step([node.grad for node in self.nodes.values()])
@@ -75,7 +73,7 @@ class GraphLearner(NumpyLearner):
         self.model.eval()
         with no_grad():
             logits = self._logits(images)
-            loss = logceloss(logsoftmax(logits), labels) * (1 / len(labels))
+            loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
         return float(loss.value), logits.value.argmax(axis=1)
 
     def _logits(self, images: Array) -> TensorNode:

@@ -379,6 +379,33 @@ class Select(Op):
         return dx
 
 
+class SoftmaxCrossEntropy(Op):
+    """Mean cross-entropy of the softmax of scores, (N, C) with ``targets`` (N,) -> a number.
+
+        L = 1/N Σ_n (log Σ_k e^x[n,k] - x[n, t_n])
+        ∂L/∂x[n,c] = go · (softmax(x)[n,c] - [c = t_n]) / N
+
+    One op for what :func:`logsoftmax` and :func:`logceloss` do in nine, with fewer roundings.
+    """
+
+    @staticmethod
+    def forward(context: Context, x: Array, *, targets: Array) -> Array:
+        rows = np.arange(len(x))
+        shifted = x - x.max(axis=1, keepdims=True)
+        exp = np.exp(shifted)
+        total = exp.sum(axis=1)
+        loss = (np.log(total) - shifted[rows, targets]).mean()
+        exp /= total[:, None]
+        exp[rows, targets] -= 1
+        exp /= len(x)
+        context["gradient"] = exp
+        return np.asarray(loss)
+
+    @staticmethod
+    def backward(context: Context, go: Array) -> Array:
+        return np.asarray(go * context["gradient"])
+
+
 class Squeeze(Op):
     """A dimension of length 1 taken out; ∂L/∂x is go with it put back."""
 

@@ -53,6 +53,11 @@ CASES: dict[str, Case] = {
     "ELU": ([(5, 4)], {}, torch.nn.functional.elu),
     "Expand": ([(5, 1, 4)], {"dim": 1, "repeats": 3}, lambda x: x.expand(5, 3, 4)),
     "Select": ([(5, 4)], {"indices": INDICES}, lambda x: x[torch.arange(5), INDICES]),
+    "SoftmaxCrossEntropy": (
+        [(5, 4)],
+        {"targets": INDICES},
+        lambda x: torch.nn.functional.cross_entropy(x, torch.from_numpy(INDICES)),
+    ),
     "Squeeze": ([(5, 1, 4)], {"dim": 1}, lambda x: x.squeeze(1)),
     "Unsqueeze": ([(5, 4)], {"dim": -1}, lambda x: x.unsqueeze(-1)),
     "Reshape": ([(6, 4)], {"shape": (3, -1)}, lambda x: x.reshape(3, -1)),
