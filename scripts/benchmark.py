@@ -51,10 +51,13 @@ def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str
     }
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
+def _positive(option: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise UserError(f"{option} {text} is out of range; expected a whole number, 1 or more")
+        return int(text)
+
+    return parse
 
 
 def norm(arguments: argparse.Namespace) -> dict[str, dict[str, Timing]]:
@@ -165,10 +168,18 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="benchmark", description=__doc__)
     parser.add_argument("what", choices=_COMMANDS, help="what to measure")
     parser.add_argument(
-        "--repeats", type=_positive, default=20, metavar="N", help="rounds (default: 20)"
+        "--repeats",
+        type=_positive("--repeats"),
+        default=20,
+        metavar="N",
+        help="rounds (default: 20)",
     )
     parser.add_argument(
-        "--threads", type=_positive, default=2, metavar="N", help="threads (default: 2)"
+        "--threads",
+        type=_positive("--threads"),
+        default=2,
+        metavar="N",
+        help="threads (default: 2)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR")
     arguments = parser.parse_args(argv)

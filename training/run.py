@@ -33,6 +33,7 @@ from training.loop import Evaluation, Loader, Loop, evaluate
 from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
 from training.team import Alone, Team, share
 
+_CHECKPOINT = "checkpoint.safetensors"
 _EVAL_BATCH = 500  # inputs of this many CIFAR-10 images stay in a processor's cache
 
 
@@ -130,7 +131,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
     learner = backend.build(settings, dataset)
     schedule = backend.schedule(settings, total_steps)
     fingerprint = dataset.fingerprint()
-    checkpoint = None if folder is None else Checkpoint.load(folder / "checkpoint.safetensors")
+    checkpoint = None if folder is None else Checkpoint.load(folder / _CHECKPOINT)
     is_new = folder is None and not team.rank
     if folder is None:
         folder = Path() if team.rank else _make_folder(settings, backend.name)
@@ -149,7 +150,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         total_steps=total_steps,
         eval_every=settings.eval_every or len(train_loader),
         metrics=MetricsFile(None if team.rank else folder / "metrics.csv"),
-        checkpoint_path=folder / "checkpoint.safetensors",
+        checkpoint_path=folder / _CHECKPOINT,
         quiet=settings.quiet,
         team=team,
     )
@@ -188,7 +189,7 @@ def _restarted(command: Command[SettingsT], team: Team) -> Command[SettingsT]:
     if team.rank == 0:
         with contextlib.suppress(DataError):
             if _read_config(folder).get("launch") == team.launch:
-                whole = (folder / "checkpoint.safetensors").exists()
+                whole = (folder / _CHECKPOINT).exists()
                 found = "checkpoint" if whole else "beginning"
     found = team.agree_on(found)
     if found == "checkpoint":  # config.json holds all that this command asked for
@@ -431,10 +432,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _remove_stillborn(folder: Path) -> None:
     """Remove what a run wrote that ended before its first checkpoint, and nothing else."""
     with contextlib.suppress(OSError):
-        for name in ("config.json", "metrics.csv", "checkpoint.safetensors"):
-            if name != "checkpoint.safetensors":
-                (folder / name).unlink(missing_ok=True)
-            temporary_path(folder / name).unlink(missing_ok=True)
+        written = [folder / "config.json", folder / "metrics.csv"]
+        half_written = [temporary_path(path) for path in (*written, folder / _CHECKPOINT)]
+        for path in (*written, *half_written):
+            path.unlink(missing_ok=True)
         folder.rmdir()
 
 

@@ -266,6 +266,8 @@ class OpNode:
         if not self.inputs:
             raise ClearedGraphError(f"{self} is part of a graph that clear() took apart")
         outputs = self.outputs
+        if not outputs:
+            raise ValueError(f"nobody holds an output of {self} any more, and its gradient with it")
         walk = _Walk([(node, node.grad) for node in outputs])
         ops = [op for node in outputs[:1] for op in _ops_below(node)]
         for node in outputs:

@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from numpy_mlp.autograd.core import TensorNode, no_grad
-from numpy_mlp.autograd.functions import (
-    elu,
-    leaky_relu,
-    relu,
-    sigmoid,
-    tanh,
-)
+from numpy_mlp.autograd.functions import elu, leaky_relu, relu, sigmoid, tanh
 from numpy_mlp.autograd.ops import BatchMM, SoftmaxCrossEntropy
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import MLP
@@ -35,14 +29,21 @@ from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]
 
+_ACTIVATIONS: dict[type[Module], Callable[[TensorNode], TensorNode]] = {
+    ReLUModule: relu,
+    ELUModule: elu,
+    SigmoidModule: sigmoid,
+    TanhModule: tanh,
+}
+
 
 class GraphLearner(NumpyLearner):
     """The learner of :class:`numpy_mlp.MLP` without its backward passes.
 
     The network's own arrays become nodes, each layer's forward pass is written in ops, and the
     gradients come from the graph. From the same seed the losses are those of
-    :class:`numpy_mlp.learner.NumpyLearner`, but for rounding; weights, names and checkpoints are
-    the same.
+    :class:`numpy_mlp.learner.NumpyLearner`, at most rounding apart; weights, names and checkpoints
+    are the same.
 
     Args:
         model: the network.
@@ -98,13 +99,7 @@ class GraphLearner(NumpyLearner):
             return x * scale
         if isinstance(layer, LeakyReLUModule):
             return leaky_relu(x, layer.neg_slope)
-        functions: dict[type[Module], Callable[[TensorNode], TensorNode]] = {
-            ReLUModule: relu,
-            ELUModule: elu,
-            SigmoidModule: sigmoid,
-            TanhModule: tanh,
-        }
-        return functions[type(layer)](x)
+        return _ACTIVATIONS[type(layer)](x)
 
 
 def batch_norm(
@@ -116,8 +111,7 @@ def batch_norm(
     the graph's affair, and costs several times as much.
     """
     if layer.training:
-        # For the running statistics; the graph computes the batch's own below.
-        layer.forward(x.value)
+        layer._batch_statistics(x.value)  # updates the running ones; the graph computes its own
         n = x.size(0)
         deviation = x - x.sum(axis=0, keepdims=True) * (1 / n)
         variance = (deviation * deviation).sum(axis=0, keepdims=True) * (1 / n)

@@ -26,6 +26,16 @@ def _needs(context: Context, i: int) -> bool:
     return needs[i] if needs else True
 
 
+def _one_for_each_row(x: Array, indices: Array) -> Array:
+    """Return a copy of ``indices``, whose memory the caller may use again before backward."""
+    indices = np.array(indices)
+    if x.ndim != 2 or indices.shape != x.shape[:1]:
+        raise ValueError(
+            f"expected a matrix and an index for each row, got shapes {x.shape} and {indices.shape}"
+        )
+    return indices
+
+
 class Add(Op):
     """``a + b``; ∂L/∂a = go, ∂L/∂b = go."""
 
@@ -363,12 +373,7 @@ class Select(Op):
 
     @staticmethod
     def forward(context: Context, x: Array, *, indices: Array) -> Array:
-        indices = np.array(indices)  # a copy: the caller may use the memory again before backward
-        if x.ndim != 2 or indices.shape != x.shape[:1]:
-            raise ValueError(
-                f"expected a matrix and an index for each row, got shapes {x.shape} and "
-                f"{indices.shape}"
-            )
+        indices = _one_for_each_row(x, indices)
         context["shape"], context["indices"] = x.shape, indices
         return np.asarray(x[np.arange(len(x)), indices])
 
@@ -383,27 +388,32 @@ class SoftmaxCrossEntropy(Op):
     """Mean cross-entropy of the softmax of scores, (N, C) with ``targets`` (N,) -> a number.
 
         L = 1/N Σ_n (log Σ_k e^x[n,k] - x[n, t_n])
-        ∂L/∂x[n,c] = go · (softmax(x)[n,c] - [c = t_n]) / N
+        ∂L/∂x[n,c] = go · (softmax(x)[n,c] - [c = t_n]) / N,
 
-    One op for what :func:`logsoftmax` and :func:`logceloss` do in nine, with fewer roundings.
+    since ∂/∂x[n,c] log Σ_k e^x[n,k] = softmax(x)[n,c]. One op for what :func:`logsoftmax` and
+    :func:`logceloss` do in several, with fewer roundings.
+
+    Raises:
+        ValueError: there is not one target for each row.
     """
 
     @staticmethod
     def forward(context: Context, x: Array, *, targets: Array) -> Array:
+        targets = _one_for_each_row(x, targets)
         rows = np.arange(len(x))
-        shifted = x - x.max(axis=1, keepdims=True)
+        shifted = x - x.max(axis=1, keepdims=True)  # at most 0: exp cannot overflow
         exp = np.exp(shifted)
         total = exp.sum(axis=1)
-        loss = (np.log(total) - shifted[rows, targets]).mean()
-        exp /= total[:, None]
-        exp[rows, targets] -= 1
-        exp /= len(x)
-        context["gradient"] = exp
-        return np.asarray(loss)
+        context["exp"], context["total"], context["targets"] = exp, total, targets
+        return np.asarray((np.log(total) - shifted[rows, targets]).mean())
 
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
-        return np.asarray(go * context["gradient"])
+        dx: Array = context["exp"] / context["total"][:, None]  # softmax(x)
+        dx[np.arange(len(dx)), context["targets"]] -= 1
+        dx /= len(dx)
+        dx *= go
+        return dx
 
 
 class Squeeze(Op):

@@ -32,3 +32,11 @@ def test_the_report_has_table_numbers_and_picture(
     assert content["ratios"]["w"] == {"first": 1.0, "second": 2.5}
     assert "processor" in content
     assert imread(tmp_path / "norm.png")[..., :3].std() > 0.01
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "2.5", "many"])
+def test_a_count_that_is_none(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(["norm", "--repeats", value])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and "--repeats" in message and value in message

@@ -406,6 +406,19 @@ def test_going_on_from_an_op() -> None:
     assert y.source is not None
     y.source.backward()
     assert float(x.grad) == 60.0 and float(y.grad) == 10.0 and float(z.grad) == 0.0
+    op = (x * x).source
+    assert op is not None
+    with pytest.raises(ValueError, match="nobody holds an output"):
+        op.backward()
+
+
+def test_what_students_do_with_nodes() -> None:
+    weights = []
+    for _ in range(2):
+        np.random.seed(3)  # noqa: NPY002
+        weights.append(vg.Linear(3, 2).w)
+    np.testing.assert_array_equal(weights[0].value, weights[1].value)
+    weights[0].velocity = 0.0
 
 
 # --- no_grad, requires_grad, clear

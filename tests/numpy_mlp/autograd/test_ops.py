@@ -191,6 +191,7 @@ def test_broadcasting_in_every_pair_of_shapes(
         (ops.BatchMM, [(2, 3), (5, 4)], {}, r"\(2, 3\).*\(5, 4\)"),
         (ops.Expand, [(2, 3)], {"dim": 1, "repeats": 2}, "length 3"),
         (ops.Select, [(2, 3)], {"indices": np.array([0])}, r"\(1,\)"),
+        (ops.SoftmaxCrossEntropy, [(2, 3)], {"targets": np.array([0])}, r"\(1,\)"),
     ],
 )
 def test_shapes_that_do_not_fit(
@@ -232,10 +233,13 @@ def test_power_of_zero_and_matrices_only() -> None:
 
 def test_indices_may_be_overwritten_after_the_forward_pass() -> None:
     x, indices = vg.TensorNode(np.zeros((2, 3))), np.array([1, 2])
-    out = ops.Select.do_forward(x, indices=indices)
+    selected = ops.Select.do_forward(x, indices=indices).sum()
+    loss = ops.SoftmaxCrossEntropy.do_forward(x, targets=indices)
     indices[...] = 0
-    out.sum().backward()
+    selected.backward()
     np.testing.assert_array_equal(x.grad, [[0, 1, 0], [0, 0, 1]])
+    loss.backward()
+    np.testing.assert_allclose(2 * x.grad, [[1 / 3, 4 / 3, 1 / 3], [1 / 3, 1 / 3, 4 / 3]])
 
 
 NEGATIVE_AXES: list[tuple[type[vg.Op], dict[str, Any]]] = [
