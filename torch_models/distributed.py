@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,9 @@ class ProcessTeam:
         # The same for all restarts of one torchrun, and for no other's: it is the parent process.
         self.launch = f"{platform.node()}-{os.getppid()}-{os.environ.get('TORCHELASTIC_RUN_ID')}"
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        # Optimizers import it. Imported while there is a group, it keeps the group and its threads
+        # to the end of the process; one that is at work when the interpreter ends aborts it.
+        importlib.import_module("torch._dynamo")
         store = self._own_store()
         if store is None:
             dist.init_process_group()

@@ -319,10 +319,13 @@ class Loop:
     def _signals_caught(self) -> Iterator[None]:
         """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one stops now."""
 
+        asked = False  # this process: that another one was is in stop_signal too
+
         def request_stop(number: int, frame: FrameType | None) -> None:
-            if self.stop_signal is not None:
+            nonlocal asked
+            if asked:
                 raise KeyboardInterrupt
-            self.stop_signal = number
+            asked, self.stop_signal = True, number
 
         numbers = (signal.SIGINT, signal.SIGTERM)
         try:
@@ -333,8 +336,11 @@ class Loop:
         try:
             yield
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            # Whoever was told by the others to stop has its own signal still to come, and is to
+            # end as calmly as they do.
+            if asked or self.stop_signal is None:
+                for number, handler in previous.items():
+                    signal.signal(number, handler)
 
 
 class Evaluation(NamedTuple):

@@ -113,7 +113,8 @@ def test_sigterm_stops_all_and_the_run_can_be_resumed(tmp_path: Path, whole: Pat
     _wait_for_row(folder, 80, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode != 0 and err.count("go on with: ") == 1
+    assert process.returncode != 0
+    assert err.count("go on with: ") == 1, err
     assert not (folder / "model.safetensors").exists()
     process = _torchrun(f"--resume {folder}")
     out, err = process.communicate(timeout=120)

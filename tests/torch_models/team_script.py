@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -26,5 +28,10 @@ team.average([matrix, images], weight)
 torch.testing.assert_close(matrix, torch.full((2, 3), 7 / 4))
 torch.testing.assert_close(images, torch.arange(24.0).reshape(1, 2, 3, 4) * 7 / 4)
 assert images.is_contiguous(memory_format=torch.channels_last)
+parameter = torch.nn.Parameter(torch.ones(2))  # an optimizer, as a command makes it
+torch.optim.SGD([parameter], 0.1).step()
 team.leave()
+# Threads that outlive the group can abort the process while the interpreter ends.
+threads = Path("/proc/self/task")
+assert not threads.exists() or len(list(threads.iterdir())) == 1
 print("OK")

@@ -20,6 +20,7 @@ from training.data.preprocess import Preprocessing
 from training.errors import DataError, DivergedError
 from training.loop import Loop, evaluate
 from training.metrics import MetricsFile, read_metrics
+from training.team import Alone
 
 IDENTITY = Preprocessing(np.zeros((1, 1, 1)), np.ones((1, 1, 1)), np.float32)
 
@@ -317,6 +318,43 @@ def test_a_second_ctrl_c_stops_now(tmp_path: Path) -> None:
         _loop(learner, tmp_path).run()
     assert learner.steps == 4
     assert Checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 3
+
+
+def test_a_signal_that_another_process_got_first_is_not_counted_twice(tmp_path: Path) -> None:
+    class ToldByOthers(Alone):
+        asked = 0
+
+        def largest(self, value: int) -> int:
+            self.asked += 1
+            return signal.SIGTERM if self.asked > 3 else value
+
+        def agree_on(self, text: str) -> str:  # while it writes its last checkpoint
+            if self.asked > 3:
+                signal.raise_signal(signal.SIGTERM)
+            return text
+
+    previous = signal.getsignal(signal.SIGTERM)
+    loop = _loop(FakeLearner(), tmp_path, team=ToldByOthers())
+    assert loop.run() is False
+    assert loop.stop_signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == previous
+    assert Checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 3
+
+
+def test_a_signal_that_is_still_to_come_does_no_harm(tmp_path: Path) -> None:
+    class ToldByOthers(Alone):
+        def largest(self, value: int) -> int:
+            return signal.SIGTERM
+
+    previous = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert _loop(FakeLearner(), tmp_path, team=ToldByOthers()).run() is False
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in previous:
+            signal.signal(number, handler)
 
 
 def test_signal_handlers_are_put_back(tmp_path: Path) -> None:
