@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numpy_mlp import MLP
 from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
-from training.config import TrainSettings
+from training.config import MLPSettings, TrainSettings
 from training.errors import UserError
 from training.team import share
 
@@ -32,3 +38,22 @@ def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
             lr, step_size=step_size, gamma=settings.gamma, warmup_steps=warmup_steps
         )
     return constant_schedule(lr, warmup_steps=warmup_steps)
+
+
+def build_mlp(
+    settings: MLPSettings, image_shape: tuple[int, ...], n_classes: int, dtype: DTypeLike
+) -> MLP:
+    """Return the NumPy network for ``settings``, with the initial weights of its seed."""
+    return MLP(
+        math.prod(image_shape),
+        settings.hidden_dims,
+        n_classes,
+        settings.neg_slope,
+        activation=settings.activation,
+        dropout=settings.dropout,
+        input_dropout=settings.input_dropout,
+        batch_norm=settings.batch_norm,
+        dtype=dtype,
+        rng=np.random.default_rng(settings.seed),
+        weight_std=settings.weight_std,
+    )

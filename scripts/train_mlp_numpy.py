@@ -14,7 +14,7 @@ from numpy_mlp import MLP
 from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD, AdamW, Optimizer
-from scripts.common import build_schedule, check_last_batch
+from scripts.common import build_mlp, build_schedule, check_last_batch
 from training.checkpoint import load_arrays
 from training.cli import guarded
 from training.config import NumpyMLPSettings, parse_command_line
@@ -31,19 +31,7 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     """Return the network and its optimizer for ``settings``."""
     if settings.batch_norm:
         check_last_batch(settings.batch_size, len(dataset.train))
-    model = MLP(
-        math.prod(dataset.image_shape),
-        settings.hidden_dims,
-        dataset.n_classes,
-        settings.neg_slope,
-        activation=settings.activation,
-        dropout=settings.dropout,
-        input_dropout=settings.input_dropout,
-        batch_norm=settings.batch_norm,
-        dtype=settings.dtype,
-        rng=np.random.default_rng(settings.seed),
-        weight_std=settings.weight_std,
-    )
+    model = build_mlp(settings, dataset.image_shape, dataset.n_classes, settings.dtype)
     params = list(model.params.values())
     optimizer: Optimizer
     if settings.optimizer == "adamw":

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.common import check_last_batch
+import numpy as np
+
+from scripts.common import build_mlp, check_last_batch
 from training.cli import guarded, requires_torch
 from training.config import TorchMLPSettings, parse_command_line
 from training.data import Dataset
@@ -40,6 +42,18 @@ def build_model(
     )
 
 
+def begin_as_in_numpy(model: nn.Module, settings: TorchMLPSettings, dataset: Dataset) -> None:
+    """Give ``model`` the initial weights that the NumPy network has for the same seed."""
+    import torch
+
+    twin = build_mlp(settings, dataset.image_shape, dataset.n_classes, np.float64)
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if isinstance(layer, torch.nn.Linear):  # normalisation begins as 1 and 0 in both
+                layer.weight.copy_(torch.from_numpy(twin.params[f"{name}.weight"]))
+                layer.bias.copy_(torch.from_numpy(twin.params[f"{name}.bias"]))
+
+
 def load_run(folder: str | Path) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
     """Return the trained network of a run, what turns pixels into its inputs, and the class names.
 
@@ -69,7 +83,11 @@ def _main(argv: Sequence[str] | None) -> int:
         def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
             if settings.batch_norm:
                 check_last_batch(settings.batch_size, len(dataset.train), team.size if team else 1)
-            return build_model(settings, dataset.image_shape, dataset.n_classes)
+            model = build_model(settings, dataset.image_shape, dataset.n_classes)
+            if settings.precision == "float64":
+                model = model.double()
+            begin_as_in_numpy(model, settings, dataset)
+            return model
 
         return run(command, torch_backend("mlp-pytorch", make_model, images=False, team=team))
 

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import train_convnet, train_mlp_pytorch
+from scripts import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from training.checkpoint import Checkpoint, load_arrays
 from training.data import load_dataset
 from training.errors import DataError
 from training.loop import Loop
+from training.metrics import read_metrics
 
 MLP = "--batch-norm --dropout 0.2 --momentum 0.9 --lr 0.02 --precision float32 --hidden-dims 16"
 CONVNET = "--model vu-convnet --optimizer adam --precision float32 --batch-size 64"
@@ -104,6 +105,20 @@ def test_the_networks_learn(tmp_path: Path) -> None:
     for norm in ("builtin", "manual"):
         out = ["--norm", norm, "--out", str(tmp_path / norm)]
         assert train_convnet.main([*options, *argv.split(), *out]) == 0, norm
+
+
+@pytest.mark.parametrize(("precision", "rel"), [("float64", 1e-9), ("float32", 1e-3)])
+def test_the_same_seed_is_the_same_run_as_in_numpy(
+    tmp_path: Path, precision: str, rel: float
+) -> None:
+    options = "--max-steps 40 --eval-every 1 --hidden-dims 20,15 --batch-norm --momentum 0.9 "
+    options += "--weight-decay 0.001 --activation elu --seed 3 --quiet --out"
+    numpy, pytorch = tmp_path / "numpy", tmp_path / "pytorch"
+    assert train_mlp_numpy.main([*options.split(), str(numpy), "--dtype", precision]) == 0
+    assert train_mlp_pytorch.main([*options.split(), str(pytorch), "--precision", precision]) == 0
+    ours, theirs = (read_metrics(folder / "metrics.csv") for folder in (numpy, pytorch))
+    assert [row.loss for row in ours] == pytest.approx([row.loss for row in theirs], rel=rel)
+    assert ours[-1].loss < 0.5 * ours[0].loss
 
 
 def test_weights_of_the_mlp_load_in_numpy(tmp_path: Path) -> None:
