@@ -156,6 +156,9 @@ class Loop:
     _clock: float = field(
         default=0.0, init=False
     )  # when this run would have begun, had it not stopped
+    # The signal that this process got. Any moment may change it; what they all agreed on, and act
+    # on, is stop_signal.
+    _asked: int | None = field(default=None, init=False)
     _reported: float = field(default=0.0, init=False)
     _saved_step: int | None = field(default=None, init=False)
 
@@ -207,7 +210,8 @@ class Loop:
 
     def _stopping(self) -> bool:
         """Say whether any of the processes was asked to stop: then all do, after the same step."""
-        self.stop_signal = self.team.largest(self.stop_signal or 0) or None
+        if self.stop_signal is None:
+            self.stop_signal = self.team.largest(self._asked or 0) or None
         return self.stop_signal is not None
 
     def _step(self, images: Any, labels: Any, bar: tqdm[Any]) -> None:
@@ -319,13 +323,10 @@ class Loop:
     def _signals_caught(self) -> Iterator[None]:
         """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one stops now."""
 
-        asked = False  # this process: that another one was is in stop_signal too
-
         def request_stop(number: int, frame: FrameType | None) -> None:
-            nonlocal asked
-            if asked:
+            if self._asked is not None:
                 raise KeyboardInterrupt
-            asked, self.stop_signal = True, number
+            self._asked = number
 
         numbers = (signal.SIGINT, signal.SIGTERM)
         try:
@@ -338,7 +339,7 @@ class Loop:
         finally:
             # Whoever was told by the others to stop has its own signal still to come, and is to
             # end as calmly as they do.
-            if asked or self.stop_signal is None:
+            if self._asked is not None or self.stop_signal is None:
                 for number, handler in previous.items():
                     signal.signal(number, handler)
 

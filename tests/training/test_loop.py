@@ -341,6 +341,22 @@ def test_a_signal_that_another_process_got_first_is_not_counted_twice(tmp_path: 
     assert Checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 3
 
 
+def test_a_signal_while_the_processes_talk_is_not_lost(tmp_path: Path) -> None:
+    class Interrupted(Alone):
+        asked = 0
+
+        def largest(self, value: int) -> int:
+            self.asked += 1
+            if self.asked == 3:  # they have compared their signals, and found none
+                signal.raise_signal(signal.SIGTERM)
+            return value
+
+    loop = _loop(FakeLearner(), tmp_path, team=Interrupted())
+    assert loop.run() is False
+    assert loop.stop_signal == signal.SIGTERM
+    assert Checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 3
+
+
 def test_a_signal_that_is_still_to_come_does_no_harm(tmp_path: Path) -> None:
     class ToldByOthers(Alone):
         def largest(self, value: int) -> int:
