@@ -12,6 +12,7 @@ from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
 from numpy_mlp.modules.module import Array
 from numpy_mlp.optim import Optimizer
+from numpy_mlp.workspace import Workspace
 
 
 class NumpyLearner:
@@ -27,22 +28,25 @@ class NumpyLearner:
     def __init__(self, model: MLP, optimizer: Optimizer) -> None:
         self.model, self.optimizer = model, optimizer
         self.loss = SoftMaxCrossEntropyModule()
+        self.workspace = Workspace()
 
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
         """Update the weights on one batch; return its mean loss and its correct predictions."""
         self.model.train()
-        logits = self.model.logits(images.reshape(len(images), -1))
-        loss, dlogits = self.loss.loss_and_gradient(logits, labels)
-        self.model.backward_parameters(dlogits)
         self.optimizer.lr = lr
-        self.optimizer.step(list(self.model.grads.values()))
-        return loss, int((logits.argmax(axis=1) == labels).sum())
+        with self.workspace.lent_to(self.model.layers):
+            logits = self.model.logits(images.reshape(len(images), -1))
+            loss, dlogits = self.loss.loss_and_gradient(logits, labels)
+            self.model.backward_parameters(dlogits)
+            self.optimizer.step(list(self.model.grads.values()))
+            return loss, int((logits.argmax(axis=1) == labels).sum())
 
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""
         self.model.eval()
-        logits = self.model.logits(images.reshape(len(images), -1))
-        return self.loss.forward(logits, labels), logits.argmax(axis=1)
+        with self.workspace.lent_to(self.model.layers):
+            logits = self.model.logits(images.reshape(len(images), -1))
+            return self.loss.forward(logits, labels), logits.argmax(axis=1)
 
     def weights(self) -> dict[str, Array]:
         """Return what a user of the trained model needs, by name: the live arrays, no copies."""

@@ -20,6 +20,7 @@ from training.cli import guarded
 from training.config import NumpyMLPSettings, parse_command_line
 from training.data import Dataset
 from training.data.preprocess import Preprocessing
+from training.environment import cost_of_held_blas
 from training.metrics import confusion_matrix, confusion_matrix_to_metrics
 from training.presets import MLP_PRESETS
 from training.run import Backend, run
@@ -81,13 +82,20 @@ def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:
     return model, Preprocessing(mean, scale, dtype), tuple(about["class_names"])
 
 
+def tell_of_held_blas(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyMLPSettings:
+    """Say what it costs when the environment chooses OpenBLAS's kernels."""
+    if not settings.quiet and (line := cost_of_held_blas(settings.threads)):
+        print(line)
+    return settings
+
+
 def _main(argv: Sequence[str] | None) -> int:
     # Overflow is not news here: the loop itself stops at the first loss that is not finite.
     with np.errstate(over="ignore", invalid="ignore"):
         command = parse_command_line(
             NumpyMLPSettings, MLP_PRESETS, __doc__ or "", "train-mlp-numpy", argv
         )
-        return run(command, Backend("mlp-numpy", build_learner, build_schedule))
+        return run(command, Backend("mlp-numpy", build_learner, build_schedule, tell_of_held_blas))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

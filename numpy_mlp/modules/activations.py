@@ -26,15 +26,15 @@ class ReLUModule(Module):
     def forward(self, x: Array) -> Array:
         """Return ``max(x, 0)`` in a new array."""
         # One byte an entry, and nobody else holds it: no later change of x or y can spoil it.
-        self._remember(x > 0)
-        y: Array = np.maximum(x, 0)
+        self._remember(np.greater(x, 0, out=self._new("positive", x.shape, bool)))
+        y: Array = np.maximum(x, 0, out=self._over("y", x))
         return y
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: f'(x) = 1 where x > 0, else 0  ⇒  dx = dout * (x > 0)."""
         (positive,) = self._recall()
         self._check_dout(dout, positive.shape)
-        dx: Array = dout * positive
+        dx: Array = np.multiply(dout, positive, out=self._over("dx", dout))
         return dx
 
 
@@ -53,15 +53,19 @@ class LeakyReLUModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``neg_slope · x`` elsewhere."""
-        positive = x > 0
-        self._remember(positive)
-        return np.where(positive, x, self.neg_slope * x)
+        slope = self._new("slope", x.shape, x.dtype)
+        slope[...] = self.neg_slope
+        np.copyto(slope, 1, where=x > 0)
+        self._remember(slope)
+        y: Array = np.multiply(x, slope, out=self._over("y", x))
+        return y
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: f'(x) = 1 where x > 0, else neg_slope."""
-        (positive,) = self._recall()
-        self._check_dout(dout, positive.shape)
-        return np.where(positive, dout, self.neg_slope * dout)
+        (slope,) = self._recall()
+        self._check_dout(dout, slope.shape)
+        dx: Array = np.multiply(dout, slope, out=self._over("dx", dout))
+        return dx
 
     def __repr__(self) -> str:
         return f"LeakyReLUModule(neg_slope={self.neg_slope})"
@@ -88,7 +92,10 @@ class ELUModule(Module):
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``alpha · (exp(x) - 1)`` elsewhere."""
         # exp sees only x <= 0, so that it cannot overflow on the branch that is thrown away.
-        y: Array = np.where(x > 0, x, self.alpha * np.expm1(np.minimum(x, 0)))
+        y: Array = np.minimum(x, 0, out=self._new("y", x.shape, x.dtype))
+        np.expm1(y, out=y)
+        y *= self.alpha
+        np.copyto(y, x, where=x > 0)
         self._remember(y)
         return y
 
@@ -101,7 +108,10 @@ class ELUModule(Module):
         """
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        return np.where(y > 0, dout, dout * (y + self.alpha))
+        dx: Array = np.add(y, self.alpha, out=self._new("dx", y.shape, dout.dtype))
+        np.copyto(dx, 1, where=y > 0)  # f'(x), so far
+        dx *= dout
+        return dx
 
     def __repr__(self) -> str:
         return f"ELUModule(alpha={self.alpha})"
@@ -113,8 +123,12 @@ class SigmoidModule(Module):
     def forward(self, x: Array) -> Array:
         """Return σ(x), exact to rounding for every x."""
         # exp(-|x|) cannot overflow, and σ(x) = e/(1+e) for x < 0 keeps the digits of tiny values.
-        e = np.exp(-np.abs(x))
-        y: Array = np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+        e = np.abs(x, out=self._new("e", x.shape, x.dtype))
+        np.exp(np.negative(e, out=e), out=e)
+        not_negative = x >= 0
+        y: Array = np.add(e, 1, out=self._over("y", x))
+        np.copyto(e, 1, where=not_negative)
+        np.divide(e, y, out=y)
         self._remember(y)
         return y
 
@@ -122,7 +136,9 @@ class SigmoidModule(Module):
         """Return ∂L/∂x: σ'(x) = σ(x) (1 - σ(x))  ⇒  dx = dout * y * (1 - y)."""
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = dout * y * (1 - y)
+        dx: Array = np.subtract(1, y, out=self._new("dx", y.shape, dout.dtype))
+        dx *= y
+        dx *= dout
         return dx
 
 
@@ -131,7 +147,7 @@ class TanhModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return tanh(x)."""
-        y: Array = np.tanh(x)
+        y: Array = np.tanh(x, out=self._over("y", x))
         self._remember(y)
         return y
 
@@ -139,5 +155,7 @@ class TanhModule(Module):
         """Return ∂L/∂x: tanh'(x) = 1 - tanh²(x)  ⇒  dx = dout * (1 - y²)."""
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = dout * (1 - y * y)
+        dx: Array = np.multiply(y, y, out=self._new("dx", y.shape, dout.dtype))
+        np.subtract(1, dx, out=dx)
+        dx *= dout
         return dx

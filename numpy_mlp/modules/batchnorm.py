@@ -78,9 +78,12 @@ class BatchNormModule(Module):
         else:
             mean, var = self.running_mean, self.running_var
         inv_std = 1 / np.sqrt(var + self.eps)  # (D,)
-        x_hat = (x - mean) * inv_std  # (N, D)
+        x_hat = self._new("x_hat", x.shape, np.result_type(x, inv_std))
+        np.subtract(x, mean, out=x_hat)
+        x_hat *= inv_std  # (N, D)
         self._remember(x_hat, inv_std)
-        y: Array = self.params["weight"] * x_hat + self.params["bias"]
+        y: Array = np.multiply(self.params["weight"], x_hat, out=self._over("y", x))
+        y += self.params["bias"]
         return y
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
@@ -89,7 +92,9 @@ class BatchNormModule(Module):
             raise ValueError(
                 f"batch normalisation needs more than one row to train on, got shape {x.shape}"
             )
-        mean, var = x.mean(axis=0), x.var(axis=0)
+        mean = x.mean(axis=0)
+        deviation = np.subtract(x, mean, out=self._new("deviation", x.shape, x.dtype))
+        var = np.einsum("nd,nd->d", deviation, deviation) / n
         self.running_mean[...] += self.momentum * (mean - self.running_mean)
         self.running_var[...] += self.momentum * (var * (n / (n - 1)) - self.running_var)
         self.buffers["num_batches_tracked"] += 1
@@ -120,10 +125,13 @@ class BatchNormModule(Module):
         x_hat, inv_std = self._recall()
         self._check_dout(dout, x_hat.shape)
         n = x_hat.shape[0]
-        dweight = (dout * x_hat).sum(axis=0)  # (D,)
-        dbias = dout.sum(axis=0)  # (D,)
+        dweight = np.einsum("nd,nd->d", dout, x_hat)  # (D,)
+        dbias = np.ones(n, dout.dtype) @ dout  # (D,)
         self.grads["weight"], self.grads["bias"] = dweight, dbias
-        dx: Array = (inv_std * self.params["weight"]) * (dout - dbias / n - x_hat * (dweight / n))
+        dx: Array = np.multiply(x_hat, dweight / n, out=self._new("dx", x_hat.shape, x_hat.dtype))
+        np.subtract(dout, dx, out=dx)
+        dx -= dbias / n
+        dx *= inv_std * self.params["weight"]
         return dx
 
     def __repr__(self) -> str:

@@ -34,20 +34,21 @@ class DropoutModule(Module):
     def forward(self, x: Array) -> Array:
         """Return ``x`` with a share p of its entries zeroed and the others scaled up."""
         if not self.training:
-            return x.copy()
+            return x.copy() if self.workspace is None else x
         # float32 numbers decide for either dtype: half the random bits, and the same masks.
-        mask = self.rng.random(x.shape, dtype=np.float32) >= self.p
-        scale = mask.astype(x.dtype)
-        scale *= 1 / (1 - self.p)
+        random = self._new("random", x.shape, np.float32)
+        self.rng.random(out=random, dtype=np.float32)
+        scale = self._new("scale", x.shape, x.dtype)
+        np.multiply(random >= self.p, 1 / (1 - self.p), out=scale)
         self._remember(scale)
-        y: Array = x * scale
+        y: Array = np.multiply(x, scale, out=self._over("y", x))
         return y
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: y[i] = x[i] · scale[i]  ⇒  dx = dout * scale, with the same mask."""
         (scale,) = self._recall()
         self._check_dout(dout, scale.shape)
-        dx: Array = dout * scale
+        dx: Array = np.multiply(dout, scale, out=self._over("dx", dout))
         return dx
 
     def __repr__(self) -> str:

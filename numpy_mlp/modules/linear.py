@@ -82,7 +82,9 @@ class LinearModule(Module):
         )
         # Only x is kept: ∂L/∂W reads it. Its gradient ∂L/∂x reads W, which is there anyway.
         self._remember(x)
-        y: Array = x @ self.params["weight"].T  # (N, out_features)
+        weight = self.params["weight"]
+        y = self._new("y", (len(x), self.out_features), np.result_type(x, weight))
+        np.matmul(x, weight.T, out=y)
         y += self.params["bias"]
         return y
 
@@ -100,8 +102,9 @@ class LinearModule(Module):
         For the gradients of weight and bias see :meth:`backward_parameters`.
         """
         self.backward_parameters(dout)
-        dx: Array = dout @ self.params["weight"]  # (N, out) @ (out, in) -> (N, in)
-        return dx
+        weight = self.params["weight"]
+        dx = self._new("dx", (len(dout), self.in_features), np.result_type(dout, weight))
+        return np.matmul(dout, weight, out=dx)  # (N, out) @ (out, in) -> (N, in)
 
     def backward_parameters(self, dout: Array) -> None:
         r"""Store ∂L/∂W and ∂L/∂b in ``grads``; enough for the first layer of a network.
@@ -116,8 +119,10 @@ class LinearModule(Module):
         """
         (x,) = self._recall()
         self._check_dout(dout, (x.shape[0], self.out_features))
-        self.grads["weight"] = dout.T @ x  # (out, N) @ (N, in) -> (out, in)
-        self.grads["bias"] = dout.sum(axis=0)  # (out,)
+        dtype = np.result_type(dout, x)
+        dweight = self._new("dweight", (self.out_features, self.in_features), dtype)
+        self.grads["weight"] = np.matmul(dout.T, x, out=dweight)  # (out, N) @ (N, in) -> (out, in)
+        self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout  # a sum, as a product: (out,)
 
     def __repr__(self) -> str:
         return f"LinearModule(in_features={self.in_features}, out_features={self.out_features})"

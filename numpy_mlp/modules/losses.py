@@ -100,11 +100,12 @@ class SoftMaxCrossEntropyModule:
         assert x.ndim == 2, f"SoftMaxCrossEntropyModule: x has shape {x.shape}, expected (N, C)"
         n, n_classes = x.shape
         rows, target = np.arange(n), class_indices(y, n, n_classes)
-        shifted = x - x.max(axis=1, keepdims=True)  # (N, C), at most 0: exp cannot overflow
-        exp = np.exp(shifted)  # (N, C)
-        total = exp.sum(axis=1)  # (N,)
-        loss = float((np.log(total) - shifted[rows, target]).mean())
-        dx: Array = exp / total[:, None]  # the probabilities p
+        dx: Array = x - x.max(axis=1, keepdims=True)  # (N, C), at most 0: exp cannot overflow
+        of_target = dx[rows, target]  # (N,)
+        np.exp(dx, out=dx)
+        total = dx.sum(axis=1)  # (N,)
+        loss = float((np.log(total) - of_target).mean())
+        dx /= total[:, None]  # the probabilities p
         dx[rows, target] -= 1
         dx /= n
         return loss, dx

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from numpy_mlp.workspace import Workspace
+
 Array = NDArray[Any]
 """An array of float32 or float64; a shape comment says which axes it has."""
 
@@ -25,8 +27,13 @@ class Module:
     (dictionaries with the same keys); ``backward`` writes ``grads`` and never touches ``params``.
     What is remembered is not copied: between ``forward`` and ``backward`` the caller leaves x and y
     as they are. ``buffers`` holds arrays that are part of the state but are not trained.
+
+    Results are new arrays. While a training step lends the layers its :class:`Workspace`, they are
+    that step's, written by the step before and overwritten by the next: :meth:`_new` and
+    :meth:`_over` give a result its array either way.
     """
 
+    workspace: Workspace | None = None
     params: dict[str, Array]
     grads: dict[str, Array]
     buffers: dict[str, Array]
@@ -66,6 +73,8 @@ class Module:
     def _remember(self, *values: Any) -> None:
         """Keep ``values`` for ``backward``, in training mode."""
         self._cache = values if self.training else None
+        if self.workspace is not None and self.training:
+            self.workspace.pin(values)
 
     def _recall(self) -> tuple[Any, ...]:
         """Return what :meth:`_remember` kept.
@@ -80,6 +89,18 @@ class Module:
                 f"training mode (evaluation mode and clear_cache() forget)"
             )
         return self._cache
+
+    def _new(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return an array to write a result into, its contents undefined."""
+        if self.workspace is None:
+            return np.empty(shape, dtype)
+        return self.workspace.array((id(self), name), shape, dtype)
+
+    def _over(self, name: str, x: Array) -> Array:
+        """Return an array to write a result of x's shape into: x itself, if nobody needs it."""
+        if self.workspace is not None and self.workspace.may_overwrite(x):
+            return x
+        return self._new(name, x.shape, x.dtype)
 
     def _check_dout(self, dout: Array, shape: tuple[int, ...]) -> None:
         assert np.shape(dout) == shape, (
