@@ -10,7 +10,7 @@ import numpy as np
 
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
-from numpy_mlp.modules.module import Array
+from numpy_mlp.modules.module import Array, Module
 from numpy_mlp.optim import Optimizer
 from numpy_mlp.workspace import Workspace
 
@@ -29,6 +29,10 @@ class NumpyLearner:
         self.model, self.optimizer = model, optimizer
         self.loss = SoftMaxCrossEntropyModule()
         self.workspace = Workspace()
+        # Where the parameters of each layer are among the optimizer's.
+        self._places: dict[Module, list[tuple[int, str]]] = {}
+        for place, (_, layer, key) in enumerate(model.named_parameters()):
+            self._places.setdefault(layer, []).append((place, key))
 
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
         """Update the weights on one batch; return its mean loss and its correct predictions."""
@@ -37,9 +41,14 @@ class NumpyLearner:
         with self.workspace.lent_to(self.model.layers):
             logits = self.model.logits(images.reshape(len(images), -1))
             loss, dlogits = self.loss.loss_and_gradient(logits, labels)
-            self.model.backward_parameters(dlogits)
-            self.optimizer.step(list(self.model.grads.values()))
+            self.optimizer.begin_step()
+            self.model.backward_parameters(dlogits, self._update)
             return loss, int((logits.argmax(axis=1) == labels).sum())
+
+    def _update(self, layer: Module) -> None:
+        """Update the parameters of a layer, whose gradients have just been made."""
+        for place, key in self._places.get(layer, ()):
+            self.optimizer.update(place, layer.grads[key])
 
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""

@@ -143,17 +143,26 @@ class MLP:
             dlogits = layer.backward(dlogits)
         return dlogits
 
-    def backward_parameters(self, dlogits: Array) -> None:
+    def backward_parameters(
+        self, dlogits: Array, done: Callable[[Module], object] = lambda layer: None
+    ) -> None:
         """Store the parameter gradients, and leave out ∂L/∂x, which training never reads.
 
         In the first layer ∂L/∂x costs as much as ∂L/∂W and that layer is usually the largest.
+
+        Args:
+            dlogits: ∂L/∂logits, (N, C).
+            done: called with each layer as soon as its gradients are there and nothing reads its
+                parameters any more.
         """
         at, first = next(
             (i, layer) for i, layer in enumerate(self.layers) if isinstance(layer, LinearModule)
         )
         for layer in reversed(self.layers[at + 1 : -1]):
             dlogits = layer.backward(dlogits)
+            done(layer)
         first.backward_parameters(dlogits)
+        done(first)
 
     def train(self, mode: bool = True) -> None:
         """Put every layer into training mode (or evaluation mode)."""
@@ -173,14 +182,15 @@ class MLP:
     @property
     def params(self) -> dict[str, Array]:
         """The parameters themselves, by name: ``layers.0.weight`` and so on."""
-        return {name: layer.params[key] for name, layer, key in self._named_parameters()}
+        return {name: layer.params[key] for name, layer, key in self.named_parameters()}
 
     @property
     def grads(self) -> dict[str, Array]:
         """The gradients of the last backward pass, with the names of :attr:`params`."""
-        return {name: layer.grads[key] for name, layer, key in self._named_parameters()}
+        return {name: layer.grads[key] for name, layer, key in self.named_parameters()}
 
-    def _named_parameters(self) -> Iterator[tuple[str, Module, str]]:
+    def named_parameters(self) -> Iterator[tuple[str, Module, str]]:
+        """Yield name, layer and the layer's own name of each parameter."""
         for i, layer in enumerate(self.layers):
             if is_parametric(layer):
                 for key in layer.params:

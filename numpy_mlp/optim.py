@@ -13,7 +13,7 @@ import numpy as np
 
 from numpy_mlp.modules.module import Array
 
-_PIECE = 1 << 15  # values updated at a time: 128 KiB an array in float32
+_PIECE = 1 << 16  # values updated at a time: 256 KiB an array in float32
 
 
 class Optimizer:
@@ -40,27 +40,44 @@ class Optimizer:
         self.lr = lr
         self.step_count = 0
         self.state = [{slot: np.zeros_like(p) for slot in self.slots} for p in self.params]
+        self._scratch: Array = np.empty(0)
 
     def step(self, grads: Sequence[Array]) -> None:
         """Update every parameter from its gradient."""
         assert len(grads) == len(self.params), (
             f"got {len(grads)} gradients for {len(self.params)} parameters"
         )
+        self.begin_step()
+        for index, grad in enumerate(grads):
+            self.update(index, grad)
+
+    def begin_step(self) -> None:
+        """Count a step, whose parameters :meth:`update` then changes one at a time."""
         self.step_count += 1
-        for param, grad, state in zip(self.params, grads, self.state, strict=True):
-            assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
-            scratch = np.empty(min(param.size, _PIECE), param.dtype)
-            flat_param, flat_grad = _flat(param), np.ravel(grad)
-            flat_state = {slot: _flat(array) for slot, array in state.items()}
-            for start in range(0, param.size, _PIECE):
-                piece = slice(start, start + _PIECE)
-                part = flat_param[piece]
-                self._update(
-                    part,
-                    flat_grad[piece],
-                    {slot: array[piece] for slot, array in flat_state.items()},
-                    scratch[: part.size],
-                )
+
+    def update(self, index: int, grad: Array) -> None:
+        """Update one parameter, as part of a step.
+
+        :meth:`step` updates them all. A gradient is cheapest to read right after it was made,
+        though, while it is in the processor's cache: the backward pass may call this as it goes,
+        once nothing reads the old value of the parameter any more.
+        """
+        param, state = self.params[index], self.state[index]
+        assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
+        flat_param, flat_grad = _flat(param), np.ravel(grad)
+        flat_state = {slot: _flat(array) for slot, array in state.items()}
+        size = min(param.size, _PIECE)
+        if self._scratch.dtype != param.dtype or self._scratch.size < size:
+            self._scratch = np.empty(size, param.dtype)
+        for start in range(0, param.size, _PIECE):
+            piece = slice(start, start + _PIECE)
+            part = flat_param[piece]
+            self._update(
+                part,
+                flat_grad[piece],
+                {slot: array[piece] for slot, array in flat_state.items()},
+                self._scratch[: part.size],
+            )
 
     def _update(self, param: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
         """Change ``param`` and ``state`` in place; ``scratch`` may be used for anything."""

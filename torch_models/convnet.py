@@ -12,7 +12,7 @@ Norm = Callable[[int], nn.Module]
 def _conv(n_in: int, n_out: int, norm: Norm) -> nn.Sequential:
     # No bias: the normalisation that follows subtracts the mean, and brings a bias of its own.
     convolution = nn.Conv2d(n_in, n_out, kernel_size=3, stride=1, padding=1, bias=False)
-    return nn.Sequential(convolution, norm(n_out), nn.ReLU())
+    return nn.Sequential(convolution, norm(n_out), nn.ReLU(inplace=True))
 
 
 def _maxpool() -> nn.MaxPool2d:
@@ -103,7 +103,7 @@ class PreActBlock(nn.Module):
         super().__init__()
         self.residual = nn.Sequential(
             norm(n_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(n_channels, n_channels, kernel_size=3, stride=1, padding=1),
         )
 
@@ -137,7 +137,9 @@ class PreActResNet(nn.Module):
             stages += [nn.Conv2d(n_in, n_out, kernel_size=1), _maxpool()]
             stages += [PreActBlock(n_out, norm) for _ in range(n_blocks)]
         stages += [_maxpool(), PreActBlock(512, norm), PreActBlock(512, norm), _maxpool()]
-        self.features = nn.Sequential(*stages, norm(512), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.features = nn.Sequential(
+            *stages, norm(512), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
+        )
         self.classifier = nn.Linear(512, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -101,9 +101,9 @@ class LinearModule(Module):
 
         For the gradients of weight and bias see :meth:`backward_parameters`.
         """
-        self.backward_parameters(dout)
         weight = self.params["weight"]
         dx = self._new("dx", (len(dout), self.in_features), np.result_type(dout, weight))
+        self.backward_parameters(dout)
         return np.matmul(dout, weight, out=dx)  # (N, out) @ (out, in) -> (N, in)
 
     def backward_parameters(self, dout: Array) -> None:

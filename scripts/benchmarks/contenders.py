@@ -160,6 +160,9 @@ def convnet(workload: Workload, threads: int, tuned: bool = False) -> Step:
     labels = rng.integers(0, 10, n)
     model = ConvNet(3, 10)
     if not tuned:
+        for module in model.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False  # the default
         optimizer = torch.optim.Adam(model.parameters(), 1e-4)
         x, y = torch.from_numpy(images), torch.from_numpy(labels)
 
