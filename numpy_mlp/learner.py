@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from numpy_mlp.anomaly import check_finite, detect_anomaly, explain, name_of
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
 from numpy_mlp.modules.module import Array, Module
@@ -21,12 +24,14 @@ class NumpyLearner:
     Args:
         model: the network.
         optimizer: made with ``list(model.params.values())``.
+        detect_anomaly: check every output and gradient of every layer, and stop at the first that
+            is not finite. Without it the loss and the parameters' gradients are checked.
 
     Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
     """
 
-    def __init__(self, model: MLP, optimizer: Optimizer) -> None:
-        self.model, self.optimizer = model, optimizer
+    def __init__(self, model: MLP, optimizer: Optimizer, *, detect_anomaly: bool = False) -> None:
+        self.model, self.optimizer, self.detect_anomaly = model, optimizer, detect_anomaly
         self.loss = SoftMaxCrossEntropyModule()
         self.workspace = Workspace()
         # Where the parameters of each layer are among the optimizer's.
@@ -35,12 +40,19 @@ class NumpyLearner:
             self._places.setdefault(layer, []).append((place, key))
 
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
-        """Update the weights on one batch; return its mean loss and its correct predictions."""
+        """Update the weights on one batch; return its mean loss and its correct predictions.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite. The message names the first
+                layer where that is so; that layer's parameters are as they were.
+        """
         self.model.train()
         self.optimizer.lr = lr
-        with self.workspace.lent_to(self.model.layers):
-            logits = self.model.logits(images.reshape(len(images), -1))
+        x, layers = images.reshape(len(images), -1), self.model.layers
+        with self.workspace.lent_to(layers), self._watching():
+            logits = self.model.logits(x)
             loss, dlogits = self.loss.loss_and_gradient(logits, labels)
+            self._check_loss(loss, x)
             self.optimizer.begin_step()
             self.model.backward_parameters(dlogits, self._update)
             return loss, int((logits.argmax(axis=1) == labels).sum())
@@ -48,7 +60,21 @@ class NumpyLearner:
     def _update(self, layer: Module) -> None:
         """Update the parameters of a layer, whose gradients have just been made."""
         for place, key in self._places.get(layer, ()):
-            self.optimizer.update(place, layer.grads[key])
+            grad = layer.grads[key]
+            if not self.detect_anomaly:
+                name = name_of(self.model.layers.index(layer), layer)
+                check_finite(grad, f"the gradient of {key} in {name}")
+            self.optimizer.update(place, grad)
+
+    def _check_loss(self, loss: float, x: Array) -> None:
+        if not math.isfinite(loss):
+            where = explain(self.model.layers[:-1], x)
+            raise FloatingPointError(f"the loss became {loss}" + (f", as {where}" if where else ""))
+
+    def _watching(self) -> contextlib.AbstractContextManager[None]:
+        if self.detect_anomaly:
+            return detect_anomaly(self.model.layers)
+        return contextlib.nullcontext()
 
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""

@@ -111,6 +111,7 @@ def torch_backend(
             label_smoothing=settings.label_smoothing,
             mix=mix,
             team=team,
+            detect_anomaly=settings.detect_anomaly,
         )
 
     def measure(settings: SettingsT, dataset: Dataset, device: torch.device) -> tuple[str, str]:
@@ -126,6 +127,10 @@ def torch_backend(
         return "float32", "too little memory to measure bf16"
 
     def resolve(settings: SettingsT, dataset: Dataset) -> SettingsT:
+        if settings.compile and settings.detect_anomaly:
+            raise UserError(
+                "--detect-anomaly looks at one module after another: leave out --compile"
+            )
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         try:

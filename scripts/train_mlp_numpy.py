@@ -45,9 +45,8 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
-    if settings.engine == "graph":
-        return GraphLearner(model, optimizer)
-    return NumpyLearner(model, optimizer)
+    kind = GraphLearner if settings.engine == "graph" else NumpyLearner
+    return kind(model, optimizer, detect_anomaly=settings.detect_anomaly)
 
 
 def load_run(folder: str | Path) -> tuple[MLP, Preprocessing, tuple[str, ...]]:

@@ -38,6 +38,9 @@ class TorchLearner:
             is the class of the largest share.
         team: the processes that each take a share of every batch. Their gradients are averaged
             before the update, and their running statistics after it.
+        detect_anomaly: check every output and gradient of every module, and stop at the first
+            that is not finite. Without it, and only on the host, the loss and the parameters'
+            gradients are checked: elsewhere each step would wait for the device.
 
     Shapes: images (N, C, H, W), labels (N,), as NumPy arrays or tensors.
     """
@@ -54,7 +57,11 @@ class TorchLearner:
         label_smoothing: float = 0.0,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         team: ProcessTeam | None = None,
+        detect_anomaly: bool = False,
     ) -> None:
+        self._watched = detect_anomaly
+        if detect_anomaly:
+            watch(model)
         self.model, self.optimizer, self.device = model, optimizer, device
         self.autocast_dtype, self.channels_last = autocast_dtype, channels_last
         self.label_smoothing, self.mix, self.team = label_smoothing, mix, team
@@ -73,6 +80,7 @@ class TorchLearner:
 
         Raises:
             MemoryError: not even one image fits.
+            FloatingPointError: the loss or a gradient is not finite; nothing is updated then.
         """
         self.model.train()
         for group in self.optimizer.param_groups:
@@ -84,6 +92,8 @@ class TorchLearner:
         loss, correct = self._as_memory_allows(len(y), lambda: self._accumulate(x, y))
         if self.team is not None:
             self._average(self.team, len(y))
+        if self.device.type == "cpu" or self._watched:
+            self._check(loss, x)
         self.optimizer.step()
         if self.device.type == "cpu":  # nothing to wait for
             return loss.item(), int(correct)
@@ -103,6 +113,20 @@ class TorchLearner:
             best = target if target.dim() == 1 else target.argmax(dim=1)
             correct.append((logits.detach().argmax(dim=1) == best).sum())
         return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+    def _check(self, loss: Tensor, x: Tensor) -> None:
+        """Raise FloatingPointError when the loss or a gradient is not finite."""
+        if not loss.isfinite():
+            where = explain(self.model, lambda: self._logits(x)) if len(x) else None
+            raise FloatingPointError(
+                f"the loss became {loss.item()}" + (f", as {where}" if where else "")
+            )
+        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
+        norms = torch._foreach_norm([grad for _, grad in named])
+        if torch.stack(norms).isfinite().all():
+            return
+        for name, grad in reversed(named):
+            _check_finite(grad, f"the gradient of {name}")
 
     def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batch in as few pieces as memory allows, all of nearly the same size.
@@ -280,3 +304,57 @@ def _to_numpy(tensor: Tensor) -> Array:
     # .copy(): a checkpoint must not change while it is being written.
     array: Array = tensor.detach().cpu().contiguous().numpy().copy()
     return array
+
+
+def watch(model: nn.Module) -> list[Any]:
+    """Check what every module of ``model`` returns, and the gradients that it passes on.
+
+    The first value that is not finite raises FloatingPointError with the module's name. Activations
+    that write over their input no longer do: the gradients there could not be looked at.
+
+    Returns:
+        Handles whose ``remove()`` ends it.
+    """
+
+    def forward_hook(name: str) -> Any:
+        return lambda module, args, output: _check_finite(output, f"the output of {name}")
+
+    def backward_hook(name: str) -> Any:
+        def check(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
+            for grad in filter(lambda g: g is not None, grad_input):
+                _check_finite(grad, f"the gradient that reaches the input of {name}")
+
+        return check
+
+    handles = []
+    for name, module in model.named_modules():
+        if next(module.children(), None) is None:
+            if hasattr(module, "inplace"):
+                module.inplace = False
+            full_name = f"{name} ({type(module).__name__})"
+            handles.append(module.register_forward_hook(forward_hook(full_name)))
+            handles.append(module.register_full_backward_hook(backward_hook(full_name)))
+    return handles
+
+
+def explain(model: nn.Module, forward: Callable[[], object]) -> str | None:
+    """Return where the first value that is not finite appears in ``forward()``; None if nowhere."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"{name} is not finite"
+    handles = watch(model)
+    try:
+        with torch.no_grad():
+            forward()
+    except FloatingPointError as error:
+        return str(error)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
+
+
+def _check_finite(tensor: Tensor, what: str) -> None:
+    finite = tensor.isfinite()
+    if not finite.all():
+        raise FloatingPointError(f"{what} became {tensor[~finite][0].item()}")

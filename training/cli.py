@@ -7,19 +7,23 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
-from training.errors import UserError
+from training.errors import StorageError, UserError
 
 
 def guarded(main: Callable[[], int]) -> int:
-    """Return ``main()``'s status, or 2 after one line about what went wrong.
+    """Return ``main()``'s status, or another one after one line about what went wrong.
 
-    Mistakes of the user, of the data and of the disk get a line; mistakes of this program keep
-    their traceback. Ctrl-C gives 130, a closed pipe (``| head``) ends quietly.
+    Mistakes of the user and of the data give status 2; a disk that gave out while training, 3;
+    Ctrl-C gives 130, a closed pipe (``| head``) ends quietly with 141. Mistakes of this program
+    keep their traceback.
     """
     try:
         status = main()
         sys.stdout.flush()
         return status
+    except StorageError as error:
+        _complain(str(error))
+        return 3
     except UserError as error:
         return _complain(str(error))
     except BrokenPipeError:
@@ -29,9 +33,8 @@ def guarded(main: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _complain(f"{where}{error.strerror or error}; what was written before is kept")
     except MemoryError as error:
-        return _complain(
-            f"out of memory ({error}); try a smaller --batch-size or fewer hidden units"
-        )
+        wanted = f" ({error})" if str(error) else ""
+        return _complain(f"out of memory{wanted}; try a smaller --batch-size or fewer hidden units")
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint, if there is one, is whole", file=sys.stderr)
         return 130

@@ -106,6 +106,9 @@ class TrainSettings:
     eval_every: int | None = setting(
         None, "steps between evaluations (also --eval_freq; default: one epoch)", least=1
     )
+    checkpoint_every: int | None = setting(
+        None, "steps between checkpoints, beside those of the evaluations", least=1
+    )
     eval_splits: tuple[str, ...] = setting(
         ("validation",), "splits evaluated on the way", choices=("validation", "test")
     )
@@ -120,6 +123,7 @@ class TrainSettings:
         None, "threads for matrix products (default: all)", least=1, most=1024
     )
     out: str | None = setting(None, "folder of the run (default: runs/<name>-<time>)")
+    detect_anomaly: bool = setting(False, "check every output and gradient of every layer; slower")
     quiet: bool = setting(False, "print the result only")
 
 

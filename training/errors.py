@@ -11,5 +11,9 @@ class DataError(UserError):
     """A data file is missing, truncated, damaged or not what it should be."""
 
 
+class StorageError(UserError):
+    """The disk or the folder of a run gave out while it was training; exit status 3."""
+
+
 class DivergedError(UserError):
     """The loss or a weight became NaN or infinite."""

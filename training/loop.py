@@ -56,6 +56,7 @@ class Progress:
         correct_sum: correct predictions of the steps since the last report.
         count: images of the steps since the last report.
         rows: rows of ``metrics.csv``.
+        evaluated: step of the last evaluation, or None.
         best_accuracy: best validation accuracy so far, or None.
         best_loss: validation loss there.
         best_step: step of it.
@@ -68,6 +69,7 @@ class Progress:
     correct_sum: Any = 0
     count: int = 0
     rows: int = 0
+    evaluated: int | None = None
     best_accuracy: float | None = None
     best_loss: float = math.inf
     best_step: int = 0
@@ -96,6 +98,8 @@ class Progress:
         for name in ("seconds", "eval_seconds", "best_loss"):
             if type(getattr(self, name)) not in (int, float):
                 raise ValueError(f"its {name} is {getattr(self, name)!r}")
+        if type(self.evaluated) not in (int, type(None)):
+            raise ValueError(f"its evaluated is {self.evaluated!r}")
         if type(self.best_accuracy) not in (int, float, type(None)):
             raise ValueError(f"its best_accuracy is {self.best_accuracy!r}")
         sums = np.array(values["sums"], dtype=np.float64)
@@ -114,6 +118,7 @@ _COUNTERS = (
     "seconds",
     "eval_seconds",
     "rows",
+    "evaluated",
     "best_accuracy",
     "best_loss",
     "best_step",
@@ -135,6 +140,7 @@ class Loop:
             after the last.
         metrics: where rows go.
         checkpoint_path: where checkpoints go, at every evaluation and on a signal.
+        checkpoint_every: steps between further checkpoints; None for no others.
         quiet: print nothing.
         team: the processes that train together. Each runs a loop of its own, in step with the
             others.
@@ -148,6 +154,7 @@ class Loop:
     eval_every: int
     metrics: MetricsFile
     checkpoint_path: Path
+    checkpoint_every: int | None = None
     quiet: bool = False
     team: Team = field(default_factory=Alone)
     progress: Progress = field(default_factory=Progress)
@@ -160,7 +167,7 @@ class Loop:
     # on, is stop_signal.
     _asked: int | None = field(default=None, init=False)
     _reported: float = field(default=0.0, init=False)
-    _saved_step: int | None = field(default=None, init=False)
+    saved_step: int | None = field(default=None, init=False)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up the state in ``checkpoint``.
@@ -180,7 +187,7 @@ class Loop:
             if not np.isfinite(array).all():
                 raise DataError(f"{self.checkpoint_path} is damaged: {name} is not finite")
         self.best_weights = dict(checkpoint.best)
-        self._saved_step = self.progress.step
+        self.saved_step = self.progress.step
 
     def run(self) -> bool:
         """Train to the last step; return False when a signal stopped it before.
@@ -192,21 +199,35 @@ class Loop:
         p, loader = self.progress, self.train_loader
         self._clock = time.perf_counter() - p.seconds
         with self._signals_caught(), self._bar() as bar:
-            if p.step == 0 and p.rows == 0:
+            if self._evaluation_is_due():
                 self._evaluate(bar)
             while p.step < self.total_steps and not self._stopping():
                 epoch, first = divmod(p.step, len(loader))
                 for images, labels in loader.batches(epoch, first):
                     self._step(images, labels, bar)
-                    if p.step % self.eval_every == 0 or p.step == self.total_steps:
+                    if self._evaluation_is_due():
                         self._evaluate(bar)
+                    elif self.checkpoint_every and p.step % self.checkpoint_every == 0:
+                        self._check_weights()
+                        p.seconds = time.perf_counter() - self._clock
+                        self._save()
                     if p.step == self.total_steps or self._stopping():
                         break
             p.seconds = time.perf_counter() - self._clock
             if self._stopping():
                 self._check_weights()
                 self._save()
-        return p.step == self.total_steps
+        return p.step == self.total_steps and not self._evaluation_is_due()
+
+    def _evaluation_is_due(self) -> bool:
+        step = self.progress.step
+        due = step % self.eval_every == 0 or step == self.total_steps
+        return due and self.progress.evaluated != step
+
+    def _break_off(self) -> None:
+        """End an evaluation when a signal has come; those of a team stay in step and finish it."""
+        if self._asked is not None and self.team.size == 1:
+            raise _BrokenOffError
 
     def _stopping(self) -> bool:
         """Say whether any of the processes was asked to stop: then all do, after the same step."""
@@ -216,10 +237,13 @@ class Loop:
 
     def _step(self, images: Any, labels: Any, bar: tqdm[Any]) -> None:
         p = self.progress
-        loss, correct = self.learner.train_step(images, labels, self.schedule(p.step))
+        try:
+            loss, correct = self.learner.train_step(images, labels, self.schedule(p.step))
+        except FloatingPointError as error:
+            self._diverged(str(error), p.step + 1)
         # A loss that is on the host already is checked at once; a device's when it is reported.
         if isinstance(loss, float) and not math.isfinite(loss):
-            self._diverged("loss", loss, p.step + 1)
+            self._diverged(f"the loss became {loss}", p.step + 1)
         p.loss_sum = p.loss_sum + loss * len(labels)
         p.correct_sum = p.correct_sum + correct
         p.count += len(labels)
@@ -237,24 +261,31 @@ class Loop:
             )
 
     def _evaluate(self, bar: tqdm[Any]) -> None:
-        """Report the training since the last time, evaluate each split, save."""
+        """Report the training since the last time, evaluate each split, save.
+
+        A signal breaks it off, as if it had not begun; a resumed run begins with it.
+        """
         p = self.progress
         report: list[tuple[str, float, float]] = []
         loss_sum, correct_sum, count = self.team.sum(p.sums())  # waits for the steps under way
         start = time.perf_counter()
         if count:
             report.append(("train", float(loss_sum / count), float(correct_sum / count)))
-            p.loss_sum, p.correct_sum, p.count = 0.0, 0, 0
-        for name, loader in self.eval_loaders.items():
-            loss, accuracy, _ = evaluate(self.learner, loader, self.team)
-            report.append((name, loss, accuracy))
+        try:
+            for name, loader in self.eval_loaders.items():
+                loss, accuracy, _ = evaluate(self.learner, loader, self.team, self._break_off)
+                report.append((name, loss, accuracy))
+        except _BrokenOffError:
+            return
+        p.loss_sum, p.correct_sum, p.count, p.evaluated = 0.0, 0, 0, p.step
+        for name, loss, accuracy in report:
             better = p.best_accuracy is None or (accuracy, -loss) > (p.best_accuracy, -p.best_loss)
             if name == "validation" and better:
                 p.best_accuracy, p.best_loss, p.best_step = accuracy, loss, p.step
                 self.best_weights = {k: np.array(v) for k, v in self.learner.weights().items()}
         for name, loss, _ in report:
             if not math.isfinite(loss):
-                self._diverged(f"{name} loss", loss, p.step)
+                self._diverged(f"the {name} loss became {loss}", p.step)
         self._check_weights()
         p.seconds = time.perf_counter() - self._clock
         epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
@@ -285,23 +316,23 @@ class Loop:
             ).save(self.checkpoint_path)
         # None leaves before it is written: torchrun stops them all when the first one ends.
         self.team.agree_on("")
-        self._saved_step = p.step
+        self.saved_step = p.step
 
     def _check_weights(self) -> None:
         for name, array in self.learner.weights().items():
             if not np.isfinite(array).all():
-                self._diverged(f"weight {name}", math.nan, self.progress.step)
+                value = array[~np.isfinite(array)].flat[0]
+                self._diverged(f"the weight {name} became {value}", self.progress.step)
 
-    def _diverged(self, what: str, value: float, step: int) -> NoReturn:
+    def _diverged(self, what: str, step: int) -> NoReturn:
         kept = "There is no checkpoint yet"
-        if self._saved_step is not None:
-            kept = f"The checkpoint of step {self._saved_step} stays: {self.checkpoint_path}"
+        if self.saved_step is not None:
+            kept = f"The checkpoint of step {self.saved_step} stays: {self.checkpoint_path}"
         hint = "start again, in another folder, with a lower --lr or with --warmup-steps"
         if step == 0:
             hint = "start again with a lower --weight-std"
         raise DivergedError(
-            f"the {what} became {value} at step {step} (learning rate {self.schedule(step):g}); "
-            f"{hint}. {kept}"
+            f"{what} at step {step} (learning rate {self.schedule(step):g}); {hint}. {kept}"
         )
 
     def _bar(self) -> tqdm[Any]:
@@ -344,6 +375,10 @@ class Loop:
                     signal.signal(number, handler)
 
 
+class _BrokenOffError(Exception):
+    """A signal came during an evaluation."""
+
+
 class Evaluation(NamedTuple):
     """What :func:`evaluate` found.
 
@@ -358,7 +393,12 @@ class Evaluation(NamedTuple):
     predicted: NDArray[Any]
 
 
-def evaluate(learner: Learner, loader: Loader, team: Team | None = None) -> Evaluation:
+def evaluate(
+    learner: Learner,
+    loader: Loader,
+    team: Team | None = None,
+    between: Callable[[], object] = lambda: None,
+) -> Evaluation:
     """Evaluate a split, the processes of a team each their share of it.
 
     Args:
@@ -366,6 +406,7 @@ def evaluate(learner: Learner, loader: Loader, team: Team | None = None) -> Eval
         loader: all images, or, in a team, this process's part of them; the parts follow each
             other in the order of the ranks.
         team: the processes; the same answer is given to all.
+        between: called after each batch; may raise to break off.
     """
     team = team or Alone()
     total: Any = 0.0
@@ -374,6 +415,7 @@ def evaluate(learner: Learner, loader: Loader, team: Team | None = None) -> Eval
         loss, classes = learner.eval_step(images, labels)
         total = total + loss * len(labels)
         predicted.append(np.asarray(classes))
+        between()
     classes = np.concatenate(predicted)
     correct = np.count_nonzero(classes == loader.split.labels)
     sums = team.sum(np.array([float(total), float(correct), float(len(classes))]))

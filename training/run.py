@@ -9,8 +9,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic
@@ -26,9 +26,10 @@ from training.data.augment import Augmentation, compose
 from training.data.dataset import Split
 from training.data.preprocess import Preprocessing, fit_preprocessing
 from training.environment import describe_environment, peak_memory_bytes
-from training.errors import DataError, UserError
+from training.errors import DataError, StorageError, UserError
 from training.files import temporary_path, write_atomically
 from training.learner import Learner
+from training.lock import locked
 from training.loop import Evaluation, Loader, Loop, evaluate
 from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
 from training.team import Alone, Team, share
@@ -105,13 +106,14 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         settings = dataclasses.replace(settings, data_dir=str(data_dir))
     if team.rank:
         team.agree_on("")  # to wait until process 0 has downloaded what was missing
-    dataset = load_dataset(
-        settings.dataset,
-        data_dir,
-        validation_size=settings.validation_size,
-        validation_images=settings.validation_images,
-        seed=settings.seed,
-    )
+    with _memory_for(f"the images of {settings.dataset}"):
+        dataset = load_dataset(
+            settings.dataset,
+            data_dir,
+            validation_size=settings.validation_size,
+            validation_images=settings.validation_images,
+            seed=settings.seed,
+        )
     if not team.rank:
         team.agree_on("")
     settings = backend.resolve(settings, dataset)
@@ -128,11 +130,11 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         size=team.size,
     )
     total_steps = settings.max_steps or (settings.epochs or 1) * len(train_loader)
-    learner = backend.build(settings, dataset)
+    with _memory_for("the network and its optimizer"):
+        learner = backend.build(settings, dataset)
     schedule = backend.schedule(settings, total_steps)
     fingerprint = dataset.fingerprint()
-    checkpoint = None if folder is None else Checkpoint.load(folder / _CHECKPOINT)
-    is_new = folder is None and not team.rank
+    is_new = folder is None
     if folder is None:
         folder = Path() if team.rank else _make_folder(settings, backend.name)
     folder = Path(team.agree_on(str(folder)))
@@ -151,32 +153,67 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         eval_every=settings.eval_every or len(train_loader),
         metrics=MetricsFile(None if team.rank else folder / "metrics.csv"),
         checkpoint_path=folder / _CHECKPOINT,
+        checkpoint_every=settings.checkpoint_every,
         quiet=settings.quiet,
         team=team,
     )
-    if checkpoint is not None:
-        _take_up(loop, checkpoint, folder, fingerprint)
+    test = BatchLoader(_part(dataset, "test", team), _EVAL_BATCH, preprocessing)
+    test_loader = backend.adapt(settings, test)
+    with nullcontext() if team.rank else locked(folder):
+        if is_new and not team.rank:
+            _check_out(folder)  # another process may have been here since
+        if not is_new:
+            _take_up(loop, Checkpoint.load(folder / _CHECKPOINT), folder, fingerprint)
+        try:
+            with _storage(loop, folder, command):
+                # Only now: a run that cannot be resumed as asked keeps what it has.
+                if not team.rank:
+                    before = [] if is_new else _read_config(folder).get("commands", [])
+                    config = {
+                        "commands": [*before, command.text],
+                        "settings": asdict(settings),
+                        "data": fingerprint,
+                        "processes": team.size,
+                        "launch": team.launch,
+                        **describe_environment(),
+                    }
+                    write_atomically(folder / "config.json", _json(config))
+                loop.metrics.create()
+                return _train(command, settings, dataset, preprocessing, loop, test_loader, folder)
+        except BaseException:
+            if is_new and not team.rank and not loop.checkpoint_path.exists():
+                _remove_stillborn(folder)
+            raise
+
+
+@contextmanager
+def _memory_for(what: str) -> Iterator[None]:
+    """Say in a MemoryError what the memory was wanted for, beside how much of it."""
     try:
-        # Only now: a run that cannot be resumed as asked keeps what it has.
-        if not team.rank:
-            before = [] if is_new else _read_config(folder).get("commands", [])
-            config = {
-                "commands": [*before, command.text],
-                "settings": asdict(settings),
-                "data": fingerprint,
-                "processes": team.size,
-                "launch": team.launch,
-                **describe_environment(),
-            }
-            write_atomically(folder / "config.json", _json(config))
-        loop.metrics.create()
-        test = BatchLoader(_part(dataset, "test", team), _EVAL_BATCH, preprocessing)
-        test_loader = backend.adapt(settings, test)
-        return _train(command, settings, dataset, preprocessing, loop, test_loader, folder)
-    except BaseException:
-        if is_new and not loop.checkpoint_path.exists():
-            _remove_stillborn(folder)
+        yield
+    except MemoryError as error:
+        amount = f": {error}" if str(error) else ""
+        raise MemoryError(f"for {what}{amount}") from None
+
+
+@contextmanager
+def _storage(loop: Loop, folder: Path, command: Command[SettingsT]) -> Iterator[None]:
+    """Turn what the disk does to a run into one error, that says what is kept."""
+    try:
+        yield
+    except BrokenPipeError:
         raise
+    except OSError as error:
+        if not folder.is_dir():
+            raise StorageError(f"the run folder {folder} has disappeared while training") from None
+        kept = "there is no checkpoint yet"
+        if loop.saved_step is not None:
+            kept = (
+                f"the checkpoint of step {loop.saved_step} is whole; once that is mended, go on "
+                f"with: {command.invocation} --resume {shlex.quote(str(folder.absolute()))}"
+            )
+        what = error.filename or folder
+        raise StorageError(f"cannot write {what}: {error.strerror or error}; {kept}") from None
 
 
 def _restarted(command: Command[SettingsT], team: Team) -> Command[SettingsT]:
@@ -235,7 +272,9 @@ def _train(
     learner, total_steps = loop.learner, loop.total_steps
     if not settings.quiet:
         _announce(settings, dataset, learner, loop, folder)
-    if not loop.run():
+    with _memory_for(f"training, in batches of {settings.batch_size} images"):
+        done = loop.run()
+    if not done:
         assert loop.stop_signal is not None
         if not loop.team.rank:
             print(
@@ -394,7 +433,8 @@ def _make_folder(settings: SettingsT, name: str) -> Path:
         while folder.exists():
             folder, number = Path(f"{stem}-{number}"), number + 1
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # Of two that choose the same name at the same moment, one is told to choose again.
+        folder.mkdir(parents=True, exist_ok=settings.out is not None)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from numpy_mlp.anomaly import check_finite, name_of
 from numpy_mlp.autograd.core import TensorNode, no_grad
 from numpy_mlp.autograd.functions import elu, leaky_relu, relu, sigmoid, tanh
 from numpy_mlp.autograd.ops import BatchMM, SoftmaxCrossEntropy
@@ -48,23 +49,32 @@ class GraphLearner(NumpyLearner):
     Args:
         model: the network.
         optimizer: made with ``list(model.params.values())``.
+        detect_anomaly: check the output of every layer.
 
     Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
     """
 
-    def __init__(self, model: MLP, optimizer: Optimizer) -> None:
-        super().__init__(model, optimizer)
+    def __init__(self, model: MLP, optimizer: Optimizer, *, detect_anomaly: bool = False) -> None:
+        super().__init__(model, optimizer, detect_anomaly=detect_anomaly)
         # The nodes hold the very arrays that the optimizer updates in place.
         self.nodes = {name: TensorNode(array, name=name) for name, array in model.params.items()}
 
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
-        """Update the weights on one batch; return its mean loss and its correct predictions."""
+        """Update the weights on one batch; return its mean loss and its correct predictions.
+
+        Raises:
+            FloatingPointError: the loss or a gradient is not finite; nothing is updated then.
+        """
         self.model.train()
         logits = self._logits(images)
         loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
+        self._check_loss(float(loss.value), images.reshape(len(images), -1))
         loss.backward()
+        grads = [node.grad for node in self.nodes.values()]
+        for name, grad in reversed(list(zip(self.nodes, grads, strict=True))):
+            check_finite(grad, f"the gradient of {name}")
         self.optimizer.lr = lr
-        self.optimizer.step([node.grad for node in self.nodes.values()])
+        self.optimizer.step(grads)
         for node in self.nodes.values():
             node.zero_grad()
         return float(loss.value), int((logits.value.argmax(axis=1) == labels).sum())
@@ -82,6 +92,8 @@ class GraphLearner(NumpyLearner):
         for i, layer in enumerate(self.model.layers):
             if not isinstance(layer, SoftMaxModule):  # part of the loss
                 x = self._apply(layer, f"layers.{i}", x)
+                if self.detect_anomaly:
+                    check_finite(x.value, f"the output of {name_of(i, layer)}")
         return x
 
     def _apply(self, layer: Module, name: str, x: TensorNode) -> TensorNode:

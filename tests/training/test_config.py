@@ -155,6 +155,7 @@ BAD = [
     ("--step-size 0", "--step-size 0", "at least 1"),
     ("--warmup-steps -1", "--warmup-steps -1", "at least 0"),
     ("--eval-every 0", "--eval-every 0", "at least 1"),
+    ("--checkpoint-every 0", "--checkpoint-every 0", "at least 1"),
     ("--seed -1", "--seed -1", "at least 0"),
     ("--threads 0", "--threads 0", "at least 1"),
     ("--validation-size -1", "--validation-size -1", "at least 0"),

@@ -271,14 +271,16 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path: Path, stop_after: int
 
     checkpoint = Checkpoint.load(folders[1] / "checkpoint.safetensors")
     assert checkpoint.progress["step"] == stop_after
-    second = FakeLearner(loss["loss"], loss["accuracies"][len(first.evaluated) :] or [0.3])
+    # An evaluation that was due was broken off after a batch, and is begun again.
+    evaluated = [step for step in first.evaluated if step < stop_after]
+    second = FakeLearner(loss["loss"], loss["accuracies"][len(evaluated) :] or [0.3])
     metrics = MetricsFile.reopen(folders[1] / "metrics.csv", checkpoint.progress["rows"])
     loop = _loop(second, folders[1], **options(), metrics=metrics)
     loop.resume(checkpoint)
     assert loop.run() is True
 
     assert first.calls + second.calls == whole.calls
-    assert first.evaluated + second.evaluated == whole.evaluated
+    assert evaluated + second.evaluated == whole.evaluated
     tables = [
         [line.rpartition(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
         for folder in folders
@@ -292,10 +294,55 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path: Path, stop_after: int
     np.testing.assert_array_equal(ends[0].best["weight"], ends[1].best["weight"])
 
 
-def test_a_signal_in_the_last_step_comes_too_late(tmp_path: Path) -> None:
-    learner = FakeLearner(on_step=_stop_at(7))
-    assert _loop(learner, tmp_path).run() is True
-    assert learner.evaluated[-1] == 8
+def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_resumed_run(tmp_path: Path) -> None:
+    loop = _loop(FakeLearner(on_step=_stop_at(7)), tmp_path)
+    assert loop.run() is False
+    assert [row.step for row in loop.metrics.rows] == [0, 3, 3, 6, 6]
+    checkpoint = Checkpoint.load(tmp_path / "checkpoint.safetensors")
+    assert checkpoint.progress["step"] == 8
+    metrics = MetricsFile.reopen(tmp_path / "metrics.csv", checkpoint.progress["rows"])
+    loop = _loop(FakeLearner(), tmp_path, metrics=metrics)
+    loop.resume(checkpoint)
+    assert loop.run() is True
+    assert [row.step for row in loop.metrics.rows] == [0, 3, 3, 6, 6, 8, 8]
+    assert _loop(FakeLearner(), tmp_path).run() is True
+
+
+def test_a_signal_ends_an_evaluation_after_a_batch(tmp_path: Path) -> None:
+    class Slow(FakeLearner):
+        batches = 0
+
+        def eval_step(self, images: Any, labels: Any) -> tuple[float, np.ndarray]:
+            self.batches += self.steps == 3
+            if self.batches == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return super().eval_step(images, labels)
+
+    learner = Slow()
+    loop = _loop(learner, tmp_path)
+    assert loop.run() is False
+    assert learner.batches == 2 and loop.progress.step == 3
+    assert [row.step for row in loop.metrics.rows] == [0]
+    checkpoint = Checkpoint.load(tmp_path / "checkpoint.safetensors")
+    assert checkpoint.progress["step"] == 3 and checkpoint.progress["evaluated"] == 0
+    assert checkpoint.progress["sums"][0][2] == 10, "the images of the three steps still count"
+
+
+@pytest.mark.parametrize(("every", "steps"), [(2, [0, 2, 3, 4, 6, 8]), (100, [0, 3, 6, 8])])
+def test_checkpoints_between_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, steps: list[int]
+) -> None:
+    saved = []
+    save = Checkpoint.save
+
+    def watching(self: Checkpoint, path: Path) -> None:
+        saved.append(self.progress["step"])
+        save(self, path)
+
+    monkeypatch.setattr(Checkpoint, "save", watching)
+    learner = FakeLearner()
+    assert _loop(learner, tmp_path, checkpoint_every=every).run() is True
+    assert saved == steps and learner.evaluated == [0, 3, 6, 8]
 
 
 def test_sigterm_stops_too(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ _BATCHES = (
 )
 _PIXELS = 3 * 32 * 32
 _FILE_LIMIT = 64 * 2**20  # bytes; an official batch holds 31 million
+_ARCHIVE_LIMIT = 512 * 2**20  # bytes, unpacked; the official archive holds 186 million
 
 
 def is_below(folder: Path) -> bool:
@@ -90,7 +91,11 @@ def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     found = set()
     try:
         # As a stream: random access would unpack the archive once a batch.
-        with gzip.open(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
+        with (
+            gzip.open(path) as content,
+            _Limited(content) as unpacked,
+            tarfile.open(fileobj=unpacked, mode="r|") as archive,
+        ):
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 if name not in _BATCHES or not member.isreg():
@@ -110,6 +115,24 @@ def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
         ) from None
     if missing := [name for name in _BATCHES if name not in found]:
         raise DataError(f"{path} does not contain {missing[0]}; delete it and fetch it again")
+
+
+class _Limited(io.RawIOBase):
+    """A stream that ends in an error when it goes on for longer than any archive of images.
+
+    A few megabytes can unpack to more than a disk holds.
+    """
+
+    def __init__(self, file: gzip.GzipFile) -> None:
+        self._file, self._left = file, _ARCHIVE_LIMIT
+
+    def read(self, n: int = -1) -> bytes:
+        """Return the next ``n`` bytes."""
+        content = self._file.read(n)
+        self._left -= len(content)
+        if self._left < 0:
+            raise OSError(f"it unpacks to more than {_ARCHIVE_LIMIT >> 20} MiB")
+        return content
 
 
 def _assemble(batches: Iterator[tuple[str, IO[bytes]]]) -> tuple[NDArray[Any], ...]:

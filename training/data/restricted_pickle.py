@@ -8,6 +8,7 @@ that are in the file, so that a header cannot ask for more memory than the file 
 from __future__ import annotations
 
 import codecs
+import io
 import math
 import pickle
 from typing import IO, Any
@@ -93,6 +94,24 @@ class _Unpickler(pickle._Unpickler):
         raise DataError("it refers to an object outside the file")
 
 
+class _Bounded:
+    """A file that is not asked for more than it holds: memory for that would come first."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        start = file.tell()
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(start)
+
+    def read(self, n: int) -> bytes:
+        if n > self._end - self._file.tell():
+            raise EOFError("it ends early")
+        return self._file.read(n)
+
+    def readline(self) -> bytes:
+        return self._file.readline()
+
+
 def load(file: IO[bytes], where: str) -> Any:
     """Return the object pickled in ``file``.
 
@@ -105,9 +124,11 @@ def load(file: IO[bytes], where: str) -> Any:
     """
     try:
         # As bytes, Python 2's strings need no decoding: an image file would be copied twice over.
-        return _plain(_Unpickler(file, encoding="bytes").load())
+        return _plain(_Unpickler(_Bounded(file), encoding="bytes").load())
     except DataError as error:
         raise DataError(f"{where} is refused: {error}; fetch the data again") from None
+    except MemoryError:  # not the file's fault: it asks for no more than it holds
+        raise
     except Exception as error:  # a damaged pickle can raise anything at all
         raise DataError(
             f"{where} is truncated or not a pickle ({type(error).__name__}: {error}); "

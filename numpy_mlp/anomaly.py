@@ -1,0 +1,92 @@
+"""Finding where a number stopped being finite."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from numpy_mlp.modules.module import Array, Module, is_parametric
+
+
+def check_finite(array: Array, what: str) -> None:
+    """Raise FloatingPointError, naming ``what``, if a value of ``array`` is NaN or infinite."""
+    # One number tells, as a rule: a sum of squares is finite only if all of them are. It costs a
+    # fraction of asking each value, and overflows on its own only for values beyond 1e19.
+    flat = array.reshape(-1)
+    with np.errstate(all="ignore"):
+        if math.isfinite(np.dot(flat, flat)):
+            return
+    finite = np.isfinite(array)
+    if not finite.all():
+        raise FloatingPointError(f"{what} became {array[~finite].flat[0]}")
+
+
+def name_of(index: int, layer: Module) -> str:
+    """Return what a layer is called in an error: ``layers.0 (LinearModule)``."""
+    return f"layers.{index} ({type(layer).__name__})"
+
+
+@contextlib.contextmanager
+def detect_anomaly(layers: Sequence[Module]) -> Iterator[None]:
+    """Check everything that ``layers`` return and compute, while the context lasts.
+
+    Outputs, gradients of inputs and gradients of parameters: the first that is not finite raises
+    FloatingPointError with the name of the layer. For layers that ``repr`` cannot tell apart the
+    place in the list does.
+    """
+    for index, layer in enumerate(layers):
+        name = name_of(index, layer)
+        for method, what in (
+            ("forward", "the output of"),
+            ("backward", "the gradient that reaches the input of"),
+        ):
+            setattr(layer, method, _checked(layer, method, f"{what} {name}"))
+        if hasattr(layer, "backward_parameters"):
+            checked = _checked(layer, "backward_parameters", f"the gradients of {name}")
+            setattr(layer, "backward_parameters", checked)  # noqa: B010
+    try:
+        yield
+    finally:
+        for layer in layers:
+            for method in ("forward", "backward", "backward_parameters"):
+                layer.__dict__.pop(method, None)
+
+
+def _checked(layer: Module, method: str, what: str) -> Callable[[Array], Any]:
+    original = getattr(layer, method)
+
+    def call(x: Array) -> Any:
+        result = original(x)
+        if method != "forward" and is_parametric(layer):
+            for key, grad in layer.grads.items():
+                check_finite(grad, f"the gradient of {key} in {what.rpartition(' of ')[2]}")
+        if result is not None:
+            check_finite(result, what)
+        return result
+
+    return call
+
+
+def explain(layers: Sequence[Module], x: Array) -> str | None:
+    """Return where the first value that is not finite appears on the way forward; None if nowhere.
+
+    Args:
+        layers: up to the logits.
+        x: their input, (N, D).
+    """
+    try:
+        check_finite(x, "a value of the images")
+        for index, layer in enumerate(layers):
+            if is_parametric(layer):
+                for key, param in layer.params.items():
+                    check_finite(param, f"{key} of {name_of(index, layer)}")
+        with detect_anomaly(layers):
+            for layer in layers:
+                x = layer.forward(x)
+    except FloatingPointError as error:
+        return str(error)
+    return None

@@ -1,0 +1,82 @@
+"""A training command that dies where it is told to, without a word, as if the power went.
+
+    python victim.py KIND POINT COUNT -- arguments of the command
+
+KIND is ``numpy`` or ``pytorch``. At the COUNT-th time that POINT is passed the process sends itself
+SIGKILL. The points lie in and around the writing of a file: ``step`` (a training step has ended),
+``open`` (the temporary file is there, and empty), ``half`` (half of it is written), ``written``
+(all of it is, nothing flushed), ``flushed``, ``renamed`` (the folder not flushed), ``row`` (half a
+row of metrics.csv is written). Files are those of the checkpoint; COUNT counts its writings.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from training import files, loop, metrics
+
+POINTS = ("step", "open", "half", "written", "flushed", "renamed", "row")
+
+
+def main() -> int:
+    """Run the command, with the failpoint in place."""
+    kind, point, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    assert point in POINTS and sys.argv[4] == "--", sys.argv
+    passed = 0
+
+    def reach(name: str) -> None:
+        nonlocal passed
+        passed += name == point
+        if name == point and passed == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name != "checkpoint.safetensors":
+            original(path, content)
+            return
+        temporary = files.temporary_path(path)
+        with temporary.open("wb") as file:
+            reach("open")
+            file.write(content[: len(content) // 2])
+            file.flush()
+            reach("half")
+            file.write(content[len(content) // 2 :])
+            file.flush()
+            reach("written")
+            os.fsync(file.fileno())
+        reach("flushed")
+        temporary.replace(path)
+        reach("renamed")
+        files.sync_folder(path.parent)
+
+    def append(self: metrics.MetricsFile, row: metrics.Row) -> None:
+        if point == "row" and passed + 1 == count and self.path is not None:
+            with self.path.open("a") as file:
+                file.write(f"{row.step},0.")
+        reach("row")
+        original_append(self, row)
+
+    def step(self: loop.Loop, *args: Any) -> None:
+        original_step(self, *args)
+        reach("step")
+
+    original, original_append = files.write_atomically, metrics.MetricsFile.append
+    original_step = loop.Loop._step
+    from training import checkpoint
+
+    checkpoint.write_atomically = write
+    metrics.MetricsFile.append = append  # type: ignore[method-assign]
+    loop.Loop._step = step  # type: ignore[method-assign]
+    if kind == "numpy":
+        from scripts import train_mlp_numpy as command
+    else:
+        from scripts import train_mlp_pytorch as command  # type: ignore[no-redef]
+    return command.main(sys.argv[5:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
