@@ -309,8 +309,7 @@ def _to_numpy(tensor: Tensor) -> Array:
 def watch(model: nn.Module) -> list[Any]:
     """Check what every module of ``model`` returns, and the gradients that it passes on.
 
-    The first value that is not finite raises FloatingPointError with the module's name. Activations
-    that write over their input no longer do: the gradients there could not be looked at.
+    The first value that is not finite raises FloatingPointError with the module's name.
 
     Returns:
         Handles whose ``remove()`` ends it.
@@ -320,20 +319,21 @@ def watch(model: nn.Module) -> list[Any]:
         return lambda module, args, output: _check_finite(output, f"the output of {name}")
 
     def backward_hook(name: str) -> Any:
-        def check(module: nn.Module, grad_input: Any, grad_output: Any) -> None:
-            for grad in filter(lambda g: g is not None, grad_input):
-                _check_finite(grad, f"the gradient that reaches the input of {name}")
+        what = f"the gradient that reaches the input of {name}"
 
-        return check
+        def watch_input(module: nn.Module, args: Any) -> None:
+            for x in args:
+                if x.requires_grad:
+                    x.register_hook(lambda grad: _check_finite(grad, what))
+
+        return watch_input
 
     handles = []
     for name, module in model.named_modules():
         if next(module.children(), None) is None:
-            if hasattr(module, "inplace"):
-                module.inplace = False
             full_name = f"{name} ({type(module).__name__})"
             handles.append(module.register_forward_hook(forward_hook(full_name)))
-            handles.append(module.register_full_backward_hook(backward_hook(full_name)))
+            handles.append(module.register_forward_pre_hook(backward_hook(full_name)))
     return handles
 
 

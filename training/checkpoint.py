@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,21 +21,26 @@ Arrays = Mapping[str, NDArray[Any]]
 _FORMAT = "handgrad-checkpoint-1"
 # safetensors writes its texts in random order; all of ours are one text, in JSON.
 _TEXTS = "handgrad"
+_CHECKSUM = "checksum"
 
 
 def save_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None:
-    """Write arrays and texts to ``path``, whole or not at all; equal content, equal bytes."""
+    """Write arrays and texts to ``path``, whole or not at all; equal content, equal bytes.
+
+    A checksum goes with them: safetensors itself would not notice a bit that flips later.
+    """
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # ascontiguousarray makes a 0-d array 1-d.
     shaped = {name: array.reshape(arrays[name].shape) for name, array in contiguous.items()}
-    write_atomically(path, save(shaped, {_TEXTS: json.dumps(dict(metadata), sort_keys=True)}))
+    texts = {**metadata, _CHECKSUM: _checksum(shaped, metadata)}
+    write_atomically(path, save(shaped, {_TEXTS: json.dumps(texts, sort_keys=True)}))
 
 
 def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Return the arrays and texts in a safetensors file.
 
     Raises:
-        DataError: the file is missing, truncated or not a safetensors file.
+        DataError: the file is missing, truncated, damaged or not a safetensors file.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist")
@@ -43,7 +49,7 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
             names = file.keys()
             arrays = {name: file.get_tensor(name) for name in names}
             texts = json.loads((file.metadata() or {}).get(_TEXTS, "{}"))
-            return arrays, {str(key): str(text) for key, text in texts.items()}
+            texts = {str(key): str(text) for key, text in texts.items()}
     except (
         SafetensorError,
         OSError,
@@ -54,6 +60,18 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         RecursionError,
     ) as error:
         raise DataError(f"{path} is truncated or not a safetensors file ({error})") from None
+    known = texts.pop(_CHECKSUM, None)  # there is none in a file that another library wrote
+    if known is not None and known != _checksum(arrays, texts):
+        raise DataError(f"{path} is damaged: its content has another checksum than when written")
+    return arrays, texts
+
+
+def _checksum(arrays: Arrays, texts: Mapping[str, str]) -> str:
+    about = [(name, a.dtype.str, a.shape) for name, a in sorted(arrays.items())]
+    crc = zlib.crc32(repr((about, sorted(texts.items()))).encode())
+    for _, array in sorted(arrays.items()):
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+    return f"crc32:{crc:08x}"
 
 
 @dataclass

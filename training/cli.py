@@ -34,7 +34,9 @@ def guarded(main: Callable[[], int]) -> int:
         return _complain(f"{where}{error.strerror or error}; what was written before is kept")
     except MemoryError as error:
         wanted = f" ({error})" if str(error) else ""
-        return _complain(f"out of memory{wanted}; try a smaller --batch-size or fewer hidden units")
+        return _complain(
+            f"out of memory{wanted}; give it more, or try a smaller --batch-size or network"
+        )
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint, if there is one, is whole", file=sys.stderr)
         return 130

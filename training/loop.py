@@ -167,7 +167,7 @@ class Loop:
     # on, is stop_signal.
     _asked: int | None = field(default=None, init=False)
     _reported: float = field(default=0.0, init=False)
-    saved_step: int | None = field(default=None, init=False)
+    _saved_step: int | None = field(default=None, init=False)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up the state in ``checkpoint``.
@@ -187,7 +187,7 @@ class Loop:
             if not np.isfinite(array).all():
                 raise DataError(f"{self.checkpoint_path} is damaged: {name} is not finite")
         self.best_weights = dict(checkpoint.best)
-        self.saved_step = self.progress.step
+        self._saved_step = self.progress.step
 
     def run(self) -> bool:
         """Train to the last step; return False when a signal stopped it before.
@@ -316,7 +316,7 @@ class Loop:
             ).save(self.checkpoint_path)
         # None leaves before it is written: torchrun stops them all when the first one ends.
         self.team.agree_on("")
-        self.saved_step = p.step
+        self._saved_step = p.step
 
     def _check_weights(self) -> None:
         for name, array in self.learner.weights().items():
@@ -326,8 +326,8 @@ class Loop:
 
     def _diverged(self, what: str, step: int) -> NoReturn:
         kept = "There is no checkpoint yet"
-        if self.saved_step is not None:
-            kept = f"The checkpoint of step {self.saved_step} stays: {self.checkpoint_path}"
+        if self._saved_step is not None:
+            kept = f"The checkpoint of step {self._saved_step} stays: {self.checkpoint_path}"
         hint = "start again, in another folder, with a lower --lr or with --warmup-steps"
         if step == 0:
             hint = "start again with a lower --weight-std"

@@ -165,7 +165,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         if not is_new:
             _take_up(loop, Checkpoint.load(folder / _CHECKPOINT), folder, fingerprint)
         try:
-            with _storage(loop, folder, command):
+            with _storage(folder, command):
                 # Only now: a run that cannot be resumed as asked keeps what it has.
                 if not team.rank:
                     before = [] if is_new else _read_config(folder).get("commands", [])
@@ -197,7 +197,7 @@ def _memory_for(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _storage(loop: Loop, folder: Path, command: Command[SettingsT]) -> Iterator[None]:
+def _storage(folder: Path, command: Command[SettingsT]) -> Iterator[None]:
     """Turn what the disk does to a run into one error, that says what is kept."""
     try:
         yield
@@ -207,10 +207,11 @@ def _storage(loop: Loop, folder: Path, command: Command[SettingsT]) -> Iterator[
         if not folder.is_dir():
             raise StorageError(f"the run folder {folder} has disappeared while training") from None
         kept = "there is no checkpoint yet"
-        if loop.saved_step is not None:
+        with contextlib.suppress(DataError):
+            step = Checkpoint.load(folder / _CHECKPOINT).progress["step"]
             kept = (
-                f"the checkpoint of step {loop.saved_step} is whole; once that is mended, go on "
-                f"with: {command.invocation} --resume {shlex.quote(str(folder.absolute()))}"
+                f"the checkpoint of step {step} is whole; once that is mended, go on with: "
+                f"{command.invocation} --resume {shlex.quote(str(folder.absolute()))}"
             )
         what = error.filename or folder
         raise StorageError(f"cannot write {what}: {error.strerror or error}; {kept}") from None
@@ -285,11 +286,13 @@ def _train(
         return 128 + loop.stop_signal
     if loop.best_weights:
         learner.load_weights(loop.best_weights)
-    evaluation = evaluate(learner, test_loader, loop.team)
+    with _memory_for("the evaluation on the test images"):
+        evaluation = evaluate(learner, test_loader, loop.team)
     if loop.team.rank:
         loop.team.agree_on("")  # to wait until process 0 has written: it is the one to fail
         return 0
-    summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation)
+    with _memory_for("the tables and pictures of the result"):
+        summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation)
     loop.team.agree_on("")
     best = summary["best_validation_accuracy"]
     print(

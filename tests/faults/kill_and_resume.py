@@ -104,7 +104,7 @@ def kill_once(
     if process.returncode not in (-9, 0):
         raise LostError(f"status {process.returncode} where a kill was due: {error}")
     starts = 0
-    while not (folder / "summary.json").exists() or not (folder / "first_layer.png").exists():
+    while not (folder / "model.safetensors").exists():
         starts += 1
         if starts > 9:
             raise LostError("nine more starts did not bring it to its end")

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import files, loop, metrics
+from training import files, loop, metrics, run
 
 POINTS = ("step", "open", "half", "written", "flushed", "renamed", "row")
 
@@ -71,6 +71,7 @@ def main() -> int:
     checkpoint.write_atomically = write
     metrics.MetricsFile.append = append  # type: ignore[method-assign]
     loop.Loop._step = step  # type: ignore[method-assign]
+    run._draw = lambda *args: None  # pictures take longer than the training
     if kind == "numpy":
         from scripts import train_mlp_numpy as command
     else:

@@ -33,7 +33,12 @@ def parse_idx(data: bytes, name: str) -> NDArray[Any]:
     if data[:2] == _GZIP_MAGIC:
         try:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-                data = file.read(_LIMIT + 1)
+                # In pieces: a read of that many bytes takes the memory for them at once.
+                pieces, size = [], 0
+                while size <= _LIMIT and (piece := file.read(1 << 20)):
+                    pieces.append(piece)
+                    size += len(piece)
+                data = b"".join(pieces)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{name} is truncated or damaged ({error}); delete it and fetch it again"

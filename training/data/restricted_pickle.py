@@ -11,7 +11,8 @@ import codecs
 import io
 import math
 import pickle
-from typing import IO, Any
+from pickle import BYTEARRAY8
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +85,11 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 # Not the unpickler in C, which a few bytes can make allocate gigabytes: its memo is an array as
 # long as the largest index the file names. The one in Python has a dictionary.
 class _Unpickler(pickle._Unpickler):
+    # The one instruction that takes memory for what it has not read yet; no data asks for it.
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != BYTEARRAY8[0]
+    }
+
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _ALLOWED[module, name]

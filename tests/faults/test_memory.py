@@ -1,0 +1,46 @@
+"""A run under a limit of memory: it fits, or one line says what the memory was wanted for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+resource = pytest.importorskip("resource")
+ROOT = Path(__file__).parents[2]
+
+
+def _limited(mebibytes: int) -> Callable[[], None]:
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (mebibytes << 20, mebibytes << 20))
+
+
+def _train(folder: Path, data: Path, mebibytes: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "scripts" / "train_mlp_numpy.py")),
+            *("--preset", "uva-2018", "--max-steps", "20", "--eval-every", "10", "--threads", "2"),
+            *("--quiet", "--data-dir", str(data), "--out", str(folder)),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=_limited(mebibytes),
+        env={"OPENBLAS_NUM_THREADS": "2"},
+    )
+
+
+def test_cifar10_fits_in_a_gibibyte(tmp_path: Path, real_data: Path) -> None:
+    result = _train(tmp_path / "run", real_data, 1024)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "first_layer.png").exists()
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, real_data: Path) -> None:
+    result = _train(tmp_path / "run", real_data, 350)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: out of memory (for the images of cifar10: ")
+    assert "Unable to allocate 146. MiB" in result.stderr and result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
