@@ -112,7 +112,10 @@ class _Bounded:
     def read(self, n: int) -> bytes:
         if n > self._end - self._file.tell():
             raise EOFError("it ends early")
-        return self._file.read(n)
+        try:
+            return self._file.read(n)
+        except MemoryError:  # which here does not say how much
+            raise MemoryError(f"Unable to allocate {n / 2**20:.1f} MiB") from None
 
     def readline(self) -> bytes:
         return self._file.readline()
