@@ -1,5 +1,7 @@
 # make train   train the hand-written NumPy MLP   (ARGS="--dataset cifar10" passes arguments on)
 # make test    run every test
+# make test-min   the same with the oldest version allowed of everything, in an environment of its own
+# make audit   look for known vulnerabilities in what is installed
 # make lint    ruff and mypy --strict
 
 VENV ?= .venv
@@ -8,13 +10,29 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: train test lint clean
+.PHONY: train test test-min audit lint clean
 
 train: $(VENV)/.installed-base
 	@$(BIN)/python scripts/train_mlp_numpy.py $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)
+
+# "numpy>=1.26" becomes "numpy==1.26".
+OLDEST := import re, tomllib; \
+	p = tomllib.load(open("pyproject.toml", "rb"))["project"]; o = p["optional-dependencies"]; \
+	print("\n".join(re.sub(">=|~=", "==", d) for d in p["dependencies"] + o["torch"] + o["dev"]))
+
+test-min: $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)-min
+	$(BIN)/python -c '$(OLDEST)' > $(VENV)-min/oldest.txt
+	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement $(VENV)-min/oldest.txt --editable .
+	$(VENV)-min/bin/python -m pytest $(ARGS)
+
+audit: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -35,4 +53,4 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	@touch $@ $(VENV)/.installed-base
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-min build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
