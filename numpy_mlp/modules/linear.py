@@ -82,9 +82,7 @@ class LinearModule(Module):
         )
         # Only x is kept: ∂L/∂W reads it. Its gradient ∂L/∂x reads W, which is there anyway.
         self._remember(x)
-        weight = self.params["weight"]
-        y = self._new("y", (len(x), self.out_features), np.result_type(x, weight))
-        np.matmul(x, weight.T, out=y)
+        y = self._matmul("y", x, self.params["weight"].T)  # (N, in) @ (in, out) -> (N, out)
         y += self.params["bias"]
         return y
 
@@ -101,10 +99,8 @@ class LinearModule(Module):
 
         For the gradients of weight and bias see :meth:`backward_parameters`.
         """
-        weight = self.params["weight"]
-        dx = self._new("dx", (len(dout), self.in_features), np.result_type(dout, weight))
         self.backward_parameters(dout)
-        return np.matmul(dout, weight, out=dx)  # (N, out) @ (out, in) -> (N, in)
+        return self._matmul("dx", dout, self.params["weight"])  # (N, out) @ (out, in) -> (N, in)
 
     def backward_parameters(self, dout: Array) -> None:
         r"""Store ∂L/∂W and ∂L/∂b in ``grads``; enough for the first layer of a network.
@@ -119,9 +115,7 @@ class LinearModule(Module):
         """
         (x,) = self._recall()
         self._check_dout(dout, (x.shape[0], self.out_features))
-        dtype = np.result_type(dout, x)
-        dweight = self._new("dweight", (self.out_features, self.in_features), dtype)
-        self.grads["weight"] = np.matmul(dout.T, x, out=dweight)  # (out, N) @ (N, in) -> (out, in)
+        self.grads["weight"] = self._matmul("dweight", dout.T, x)  # (out, N) @ (N, in)
         self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout  # a sum, as a product: (out,)
 
     def __repr__(self) -> str:

@@ -102,6 +102,11 @@ class Module:
             return x
         return self._new(name, x.shape, x.dtype)
 
+    def _matmul(self, name: str, a: Array, b: Array) -> Array:
+        """Return ``a @ b``, (M, K) @ (K, N) -> (M, N), in an array of :meth:`_new`."""
+        out = self._new(name, (a.shape[0], b.shape[1]), np.result_type(a, b))
+        return np.matmul(a, b, out=out)
+
     def _check_dout(self, dout: Array, shape: tuple[int, ...]) -> None:
         assert np.shape(dout) == shape, (
             f"{type(self).__name__}.backward: dout has shape {np.shape(dout)}, "
