@@ -28,7 +28,7 @@ test-min: $(VENV)/bin/python
 	$(BIN)/python -c '$(OLDEST)' > $(VENV)-min/oldest.txt
 	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
 		--requirement $(VENV)-min/oldest.txt --editable .
-	$(VENV)-min/bin/python -m pytest $(ARGS)
+	$(VENV)-min/bin/python -m pytest -o filterwarnings=default $(ARGS)
 
 audit: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit

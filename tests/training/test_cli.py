@@ -43,8 +43,8 @@ def test_status_is_passed_on(status: int, capsys: pytest.CaptureFixture[str]) ->
         (
             MemoryError("Unable to allocate 9 GiB"),
             2,
-            "error: out of memory (Unable to allocate 9 GiB); try a smaller --batch-size or fewer "
-            "hidden units",
+            "error: out of memory (Unable to allocate 9 GiB); give it more, or try a smaller "
+            "--batch-size or network",
         ),
         (KeyboardInterrupt(), 130, "interrupted; the last checkpoint, if there is one, is whole"),
     ],

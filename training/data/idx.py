@@ -35,7 +35,7 @@ def parse_idx(data: bytes, name: str) -> NDArray[Any]:
             with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
                 # In pieces: a read of that many bytes takes the memory for them at once.
                 pieces, size = [], 0
-                while size <= _LIMIT and (piece := file.read(1 << 20)):
+                while size <= _LIMIT and (piece := file.read(1 << 16)):
                     pieces.append(piece)
                     size += len(piece)
                 data = b"".join(pieces)
