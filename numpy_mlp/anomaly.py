@@ -80,10 +80,12 @@ def explain(layers: Sequence[Module], x: Array) -> str | None:
     """
     try:
         check_finite(x, "a value of the images")
-        for index, layer in enumerate(layers):
+        # A gradient that was not finite has spoilt its parameter and those of the layers before it.
+        for index, layer in reversed(list(enumerate(layers))):
             if is_parametric(layer):
                 for key, param in layer.params.items():
-                    check_finite(param, f"{key} of {name_of(index, layer)}")
+                    what = f"{key} of {name_of(index, layer)}, in the update of the step before,"
+                    check_finite(param, what)
         with detect_anomaly(layers):
             for layer in layers:
                 x = layer.forward(x)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numpy_mlp.anomaly import check_finite, detect_anomaly, explain, name_of
+from numpy_mlp.anomaly import detect_anomaly, explain
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
 from numpy_mlp.modules.module import Array, Module
@@ -25,7 +25,8 @@ class NumpyLearner:
         model: the network.
         optimizer: made with ``list(model.params.values())``.
         detect_anomaly: check every output and gradient of every layer, and stop at the first that
-            is not finite. Without it the loss and the parameters' gradients are checked.
+            is not finite. Without it the loss is checked, and a gradient is noticed by what it did,
+            a step later.
 
     Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
     """
@@ -36,15 +37,19 @@ class NumpyLearner:
         self.workspace = Workspace()
         # Where the parameters of each layer are among the optimizer's.
         self._places: dict[Module, list[tuple[int, str]]] = {}
-        for place, (_, layer, key) in enumerate(model.named_parameters()):
+        for place, (name, layer, key) in enumerate(model.named_parameters()):
+            assert place < len(optimizer.params) and optimizer.params[place] is layer.params[key], (
+                f"the optimizer was made with other parameters than {name} and the model's others"
+            )
             self._places.setdefault(layer, []).append((place, key))
+        assert len(optimizer.params) == sum(map(len, self._places.values())), "too many parameters"
 
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
         """Update the weights on one batch; return its mean loss and its correct predictions.
 
         Raises:
-            FloatingPointError: the loss or a gradient is not finite. The message names the first
-                layer where that is so; that layer's parameters are as they were.
+            FloatingPointError: the loss is not finite. The message names the first layer where a
+                value is not; no parameter is updated.
         """
         self.model.train()
         self.optimizer.lr = lr
@@ -60,11 +65,7 @@ class NumpyLearner:
     def _update(self, layer: Module) -> None:
         """Update the parameters of a layer, whose gradients have just been made."""
         for place, key in self._places.get(layer, ()):
-            grad = layer.grads[key]
-            if not self.detect_anomaly:
-                name = name_of(self.model.layers.index(layer), layer)
-                check_finite(grad, f"the gradient of {key} in {name}")
-            self.optimizer.update(place, grad)
+            self.optimizer.update(place, layer.grads[key])
 
     def _check_loss(self, loss: float, x: Array) -> None:
         if not math.isfinite(loss):

@@ -61,8 +61,14 @@ class Workspace:
 
     @contextlib.contextmanager
     def lent_to(self, layers: Iterable[Module]) -> Iterator[None]:
-        """Let ``layers`` write into these arrays; what is left in them is up to the next step."""
+        """Let ``layers`` write into these arrays; what is left in them is up to the next step.
+
+        A network with a layer from elsewhere makes new arrays as ever: nobody knows what that layer
+        keeps for its backward pass.
+        """
         layers = list(layers)
+        if not all(type(layer).__module__.startswith("numpy_mlp.modules.") for layer in layers):
+            layers = []
         self._pinned.clear()
         for layer in layers:
             layer.workspace = self

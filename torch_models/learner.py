@@ -39,8 +39,8 @@ class TorchLearner:
         team: the processes that each take a share of every batch. Their gradients are averaged
             before the update, and their running statistics after it.
         detect_anomaly: check every output and gradient of every module, and stop at the first
-            that is not finite. Without it, and only on the host, the loss and the parameters'
-            gradients are checked: elsewhere each step would wait for the device.
+            that is not finite. Without it, and only on the host, the loss is checked: elsewhere
+            each step would wait for the device. A gradient is noticed by what it did, a step later.
 
     Shapes: images (N, C, H, W), labels (N,), as NumPy arrays or tensors.
     """
@@ -80,7 +80,7 @@ class TorchLearner:
 
         Raises:
             MemoryError: not even one image fits.
-            FloatingPointError: the loss or a gradient is not finite; nothing is updated then.
+            FloatingPointError: the loss is not finite; no parameter is updated.
         """
         self.model.train()
         for group in self.optimizer.param_groups:
@@ -93,7 +93,7 @@ class TorchLearner:
         if self.team is not None:
             self._average(self.team, len(y))
         if self.device.type == "cpu" or self._watched:
-            self._check(loss, x)
+            self._check(loss, x, y)
         self.optimizer.step()
         if self.device.type == "cpu":  # nothing to wait for
             return loss.item(), int(correct)
@@ -114,19 +114,17 @@ class TorchLearner:
             correct.append((logits.detach().argmax(dim=1) == best).sum())
         return torch.stack(losses).sum(), torch.stack(correct).sum()
 
-    def _check(self, loss: Tensor, x: Tensor) -> None:
-        """Raise FloatingPointError when the loss or a gradient is not finite."""
+    def _check(self, loss: Tensor, x: Tensor, y: Tensor) -> None:
+        """Raise FloatingPointError when the loss is not finite; when watched, or a gradient."""
         if not loss.isfinite():
-            where = explain(self.model, lambda: self._logits(x)) if len(x) else None
+            where = explain(self.model, lambda: [self._logits(x) for x, _ in self._pieces(x, y)])
             raise FloatingPointError(
                 f"the loss became {loss.item()}" + (f", as {where}" if where else "")
             )
-        named = [(name, p.grad) for name, p in self.model.named_parameters() if p.grad is not None]
-        norms = torch._foreach_norm([grad for _, grad in named])
-        if torch.stack(norms).isfinite().all():
-            return
-        for name, grad in reversed(named):
-            _check_finite(grad, f"the gradient of {name}")
+        if self._watched:
+            for name, parameter in reversed(list(self.model.named_parameters())):
+                if parameter.grad is not None:
+                    _check_finite(parameter.grad, f"the gradient of {name}")
 
     def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batch in as few pieces as memory allows, all of nearly the same size.
@@ -307,54 +305,70 @@ def _to_numpy(tensor: Tensor) -> Array:
 
 
 def watch(model: nn.Module) -> list[Any]:
-    """Check what every module of ``model`` returns, and the gradients that it passes on.
+    """Check what every module of ``model`` returns in training, and the gradients it passes on.
 
-    The first value that is not finite raises FloatingPointError with the module's name.
+    The first value that is not finite raises FloatingPointError with the module's name: a part's
+    before that of the module it is part of.
 
     Returns:
         Handles whose ``remove()`` ends it.
     """
 
     def forward_hook(name: str) -> Any:
-        return lambda module, args, output: _check_finite(output, f"the output of {name}")
+        def check_output(module: nn.Module, args: Any, output: Any) -> None:
+            if module.training:
+                _check_finite(output, f"the output of {name}")
+
+        return check_output
 
     def backward_hook(name: str) -> Any:
         what = f"the gradient that reaches the input of {name}"
 
         def watch_input(module: nn.Module, args: Any) -> None:
             for x in args:
-                if x.requires_grad:
-                    x.register_hook(lambda grad: _check_finite(grad, what))
+                if isinstance(x, Tensor) and x.requires_grad:
+                    x.register_hook(  # type: ignore[no-untyped-call]
+                        lambda grad: _check_finite(grad, what)
+                    )
 
         return watch_input
 
     handles = []
     for name, module in model.named_modules():
+        full_name = f"{name} ({type(module).__name__})" if name else "the network"
+        handles.append(module.register_forward_hook(forward_hook(full_name)))
         if next(module.children(), None) is None:
-            full_name = f"{name} ({type(module).__name__})"
-            handles.append(module.register_forward_hook(forward_hook(full_name)))
             handles.append(module.register_forward_pre_hook(backward_hook(full_name)))
     return handles
 
 
 def explain(model: nn.Module, forward: Callable[[], object]) -> str | None:
     """Return where the first value that is not finite appears in ``forward()``; None if nowhere."""
-    for name, parameter in model.named_parameters():
+    # A gradient that was not finite has spoilt its parameter and those of the layers before it.
+    for name, parameter in reversed(list(model.named_parameters())):
         if not parameter.isfinite().all():
-            return f"{name} is not finite"
+            return f"{name}, in the update of the step before, became not finite"
     handles = watch(model)
     try:
         with torch.no_grad():
             forward()
     except FloatingPointError as error:
         return str(error)
+    except Exception as error:  # memory may be short: then nobody knows
+        if not is_out_of_memory(error):
+            raise
     finally:
         for handle in handles:
             handle.remove()
     return None
 
 
-def _check_finite(tensor: Tensor, what: str) -> None:
-    finite = tensor.isfinite()
-    if not finite.all():
-        raise FloatingPointError(f"{what} became {tensor[~finite][0].item()}")
+def _check_finite(value: Any, what: str) -> None:
+    """Look at a tensor, or at those in a tuple, a list or a dictionary."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            _check_finite(item, what)
+    elif isinstance(value, Tensor) and not (finite := value.isfinite()).all():
+        raise FloatingPointError(f"{what} became {value[~finite][0].item()}")

@@ -18,7 +18,7 @@ from training.errors import DataError
 from training.files import write_atomically
 
 Arrays = Mapping[str, NDArray[Any]]
-_FORMAT = "handgrad-checkpoint-1"
+_FORMAT = "handgrad-checkpoint-2"
 # safetensors writes its texts in random order; all of ours are one text, in JSON.
 _TEXTS = "handgrad"
 _CHECKSUM = "checksum"
@@ -29,7 +29,10 @@ def save_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str]) -> None
 
     A checksum goes with them: safetensors itself would not notice a bit that flips later.
     """
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {
+        name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        for name, array in arrays.items()
+    }
     # ascontiguousarray makes a 0-d array 1-d.
     shaped = {name: array.reshape(arrays[name].shape) for name, array in contiguous.items()}
     texts = {**metadata, _CHECKSUM: _checksum(shaped, metadata)}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from importlib import metadata
 
-from training.errors import StorageError, UserError
+from training.errors import DivergedError, StorageError, UserError
 
 
 def guarded(main: Callable[[], int]) -> int:
@@ -24,6 +24,8 @@ def guarded(main: Callable[[], int]) -> int:
     except StorageError as error:
         _complain(str(error))
         return 3
+    except DivergedError as error:  # of several processes only one may have seen it
+        return _complain(str(error), everywhere=True)
     except UserError as error:
         return _complain(str(error))
     except BrokenPipeError:
@@ -72,9 +74,9 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, everywhere: bool = False) -> int:
     # Of several processes on a machine that all fail alike, the first speaks.
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {_one_line(message)}", file=sys.stderr)
     return 2
 

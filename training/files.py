@@ -19,7 +19,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         error.filename = error.filename or str(path)  # a failed write does not say of what
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    try:
+        sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def temporary_path(path: Path) -> Path:

@@ -208,9 +208,11 @@ class Loop:
                     if self._evaluation_is_due():
                         self._evaluate(bar)
                     elif self.checkpoint_every and p.step % self.checkpoint_every == 0:
+                        start = time.perf_counter()
                         self._check_weights()
-                        p.seconds = time.perf_counter() - self._clock
+                        p.seconds = start - self._clock
                         self._save()
+                        p.eval_seconds += time.perf_counter() - start
                     if p.step == self.total_steps or self._stopping():
                         break
             p.seconds = time.perf_counter() - self._clock
@@ -276,7 +278,10 @@ class Loop:
                 loss, accuracy, _ = evaluate(self.learner, loader, self.team, self._break_off)
                 report.append((name, loss, accuracy))
         except _BrokenOffError:
+            p.eval_seconds += time.perf_counter() - start
             return
+        except FloatingPointError as error:
+            self._diverged(str(error), p.step)
         p.loss_sum, p.correct_sum, p.count, p.evaluated = 0.0, 0, 0, p.step
         for name, loss, accuracy in report:
             better = p.best_accuracy is None or (accuracy, -loss) > (p.best_accuracy, -p.best_loss)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -181,7 +182,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
                 loop.metrics.create()
                 return _train(command, settings, dataset, preprocessing, loop, test_loader, folder)
         except BaseException:
-            if is_new and not team.rank and not loop.checkpoint_path.exists():
+            if is_new and not team.rank and not os.path.lexists(loop.checkpoint_path):
                 _remove_stillborn(folder)
             raise
 
@@ -201,20 +202,23 @@ def _storage(folder: Path, command: Command[SettingsT]) -> Iterator[None]:
     """Turn what the disk does to a run into one error, that says what is kept."""
     try:
         yield
-    except BrokenPipeError:
-        raise
     except OSError as error:
-        if not folder.is_dir():
+        # Writing to a file says which; anything else, standard output, say, is not the run's disk.
+        where = Path(os.fsdecode(error.filename or os.devnull)).absolute()
+        if not where.is_relative_to(folder.absolute()):
+            raise
+        if not os.path.isdir(folder):  # noqa: PTH112 (Path's raises where the parent is shut)
             raise StorageError(f"the run folder {folder} has disappeared while training") from None
         kept = "there is no checkpoint yet"
-        with contextlib.suppress(DataError):
+        with contextlib.suppress(DataError, OSError, KeyError, MemoryError):
             step = Checkpoint.load(folder / _CHECKPOINT).progress["step"]
             kept = (
                 f"the checkpoint of step {step} is whole; once that is mended, go on with: "
                 f"{command.invocation} --resume {shlex.quote(str(folder.absolute()))}"
             )
-        what = error.filename or folder
-        raise StorageError(f"cannot write {what}: {error.strerror or error}; {kept}") from None
+        raise StorageError(
+            f"cannot write {error.filename}: {error.strerror or error}; {kept}"
+        ) from None
 
 
 def _restarted(command: Command[SettingsT], team: Team) -> Command[SettingsT]:

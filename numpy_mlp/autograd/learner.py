@@ -49,7 +49,7 @@ class GraphLearner(NumpyLearner):
     Args:
         model: the network.
         optimizer: made with ``list(model.params.values())``.
-        detect_anomaly: check the output of every layer.
+        detect_anomaly: check the output of every layer, and the gradient of every parameter.
 
     Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
     """
@@ -63,20 +63,21 @@ class GraphLearner(NumpyLearner):
         """Update the weights on one batch; return its mean loss and its correct predictions.
 
         Raises:
-            FloatingPointError: the loss or a gradient is not finite; nothing is updated then.
+            FloatingPointError: the loss is not finite; no parameter is updated.
         """
         self.model.train()
         logits = self._logits(images)
         loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
         self._check_loss(float(loss.value), images.reshape(len(images), -1))
-        loss.backward()
-        grads = [node.grad for node in self.nodes.values()]
-        for name, grad in reversed(list(zip(self.nodes, grads, strict=True))):
-            check_finite(grad, f"the gradient of {name}")
-        self.optimizer.lr = lr
-        self.optimizer.step(grads)
         for node in self.nodes.values():
             node.zero_grad()
+        loss.backward()
+        grads = [node.grad for node in self.nodes.values()]
+        if self.detect_anomaly:
+            for name, grad in reversed(list(zip(self.nodes, grads, strict=True))):
+                check_finite(grad, f"the gradient of {name}")
+        self.optimizer.lr = lr
+        self.optimizer.step(grads)
         return float(loss.value), int((logits.value.argmax(axis=1) == labels).sum())
 
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:

@@ -24,7 +24,7 @@ class ReLUModule(Module):
     """
 
     def forward(self, x: Array) -> Array:
-        """Return ``max(x, 0)`` in a new array."""
+        """Return ``max(x, 0)``."""
         # One byte an entry, and nobody else holds it: no later change of x or y can spoil it.
         self._remember(np.greater(x, 0, out=self._new("positive", x.shape, bool)))
         y: Array = np.maximum(x, 0, out=self._over("y", x))
@@ -53,7 +53,7 @@ class LeakyReLUModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``neg_slope · x`` elsewhere."""
-        slope = self._new("slope", x.shape, x.dtype)
+        slope = self._new("slope", x.shape, np.result_type(x, 0.0))
         slope[...] = self.neg_slope
         np.copyto(slope, 1, where=x > 0)
         self._remember(slope)
@@ -64,7 +64,7 @@ class LeakyReLUModule(Module):
         """Return ∂L/∂x: f'(x) = 1 where x > 0, else neg_slope."""
         (slope,) = self._recall()
         self._check_dout(dout, slope.shape)
-        dx: Array = np.multiply(dout, slope, out=self._over("dx", dout))
+        dx: Array = np.multiply(dout, slope, out=self._over("dx", dout, slope))
         return dx
 
     def __repr__(self) -> str:
@@ -92,7 +92,7 @@ class ELUModule(Module):
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``alpha · (exp(x) - 1)`` elsewhere."""
         # exp sees only x <= 0, so that it cannot overflow on the branch that is thrown away.
-        y: Array = np.minimum(x, 0, out=self._new("y", x.shape, x.dtype))
+        y: Array = np.minimum(x, 0, out=self._new("y", x.shape, np.result_type(x, 0.0)))
         np.expm1(y, out=y)
         y *= self.alpha
         np.copyto(y, x, where=x > 0)
@@ -108,7 +108,7 @@ class ELUModule(Module):
         """
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = np.add(y, self.alpha, out=self._new("dx", y.shape, dout.dtype))
+        dx: Array = np.add(y, self.alpha, out=self._new("dx", y.shape, np.result_type(y, dout)))
         np.copyto(dx, 1, where=y > 0)  # f'(x), so far
         dx *= dout
         return dx
@@ -123,7 +123,7 @@ class SigmoidModule(Module):
     def forward(self, x: Array) -> Array:
         """Return σ(x), exact to rounding for every x."""
         # exp(-|x|) cannot overflow, and σ(x) = e/(1+e) for x < 0 keeps the digits of tiny values.
-        e = np.abs(x, out=self._new("e", x.shape, x.dtype))
+        e = np.abs(x, out=self._new("e", x.shape, np.result_type(x, 0.0)))
         np.exp(np.negative(e, out=e), out=e)
         not_negative = x >= 0
         y: Array = np.add(e, 1, out=self._over("y", x))
@@ -136,7 +136,7 @@ class SigmoidModule(Module):
         """Return ∂L/∂x: σ'(x) = σ(x) (1 - σ(x))  ⇒  dx = dout * y * (1 - y)."""
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = np.subtract(1, y, out=self._new("dx", y.shape, dout.dtype))
+        dx: Array = np.subtract(1, y, out=self._new("dx", y.shape, np.result_type(y, dout)))
         dx *= y
         dx *= dout
         return dx
@@ -155,7 +155,7 @@ class TanhModule(Module):
         """Return ∂L/∂x: tanh'(x) = 1 - tanh²(x)  ⇒  dx = dout * (1 - y²)."""
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = np.multiply(y, y, out=self._new("dx", y.shape, dout.dtype))
+        dx: Array = np.multiply(y, y, out=self._new("dx", y.shape, np.result_type(y, dout)))
         np.subtract(1, dx, out=dx)
         dx *= dout
         return dx

@@ -78,11 +78,11 @@ class BatchNormModule(Module):
         else:
             mean, var = self.running_mean, self.running_var
         inv_std = 1 / np.sqrt(var + self.eps)  # (D,)
-        x_hat = self._new("x_hat", x.shape, np.result_type(x, inv_std))
+        x_hat = self._new("x_hat", x.shape, np.result_type(x, self.params["weight"]))
         np.subtract(x, mean, out=x_hat)
         x_hat *= inv_std  # (N, D)
         self._remember(x_hat, inv_std)
-        y: Array = np.multiply(self.params["weight"], x_hat, out=self._over("y", x))
+        y: Array = np.multiply(self.params["weight"], x_hat, out=self._over("y", x, x_hat))
         y += self.params["bias"]
         return y
 
@@ -93,7 +93,9 @@ class BatchNormModule(Module):
                 f"batch normalisation needs more than one row to train on, got shape {x.shape}"
             )
         mean = x.mean(axis=0)
-        deviation = np.subtract(x, mean, out=self._new("deviation", x.shape, x.dtype))
+        deviation = np.subtract(
+            x, mean, out=self._new("deviation", x.shape, np.result_type(x, 0.0))
+        )
         var = np.einsum("nd,nd->d", deviation, deviation) / n
         self.running_mean[...] += self.momentum * (mean - self.running_mean)
         self.running_var[...] += self.momentum * (var * (n / (n - 1)) - self.running_var)
@@ -128,7 +130,9 @@ class BatchNormModule(Module):
         dweight = np.einsum("nd,nd->d", dout, x_hat)  # (D,)
         dbias = np.ones(n, dout.dtype) @ dout  # (D,)
         self.grads["weight"], self.grads["bias"] = dweight, dbias
-        dx: Array = np.multiply(x_hat, dweight / n, out=self._new("dx", x_hat.shape, x_hat.dtype))
+        dx: Array = np.multiply(
+            x_hat, dweight / n, out=self._new("dx", x_hat.shape, np.result_type(x_hat, dout))
+        )
         np.subtract(dout, dx, out=dx)
         dx -= dbias / n
         dx *= inv_std * self.params["weight"]

@@ -38,7 +38,7 @@ class DropoutModule(Module):
         # float32 numbers decide for either dtype: half the random bits, and the same masks.
         random = self._new("random", x.shape, np.float32)
         self.rng.random(out=random, dtype=np.float32)
-        scale = self._new("scale", x.shape, x.dtype)
+        scale = self._new("scale", x.shape, np.result_type(x, 0.0))
         np.multiply(random >= self.p, 1 / (1 - self.p), out=scale)
         self._remember(scale)
         y: Array = np.multiply(x, scale, out=self._over("y", x))
@@ -48,7 +48,7 @@ class DropoutModule(Module):
         """Return ∂L/∂x: y[i] = x[i] · scale[i]  ⇒  dx = dout * scale, with the same mask."""
         (scale,) = self._recall()
         self._check_dout(dout, scale.shape)
-        dx: Array = np.multiply(dout, scale, out=self._over("dx", dout))
+        dx: Array = np.multiply(dout, scale, out=self._over("dx", dout, scale))
         return dx
 
     def __repr__(self) -> str:

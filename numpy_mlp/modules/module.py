@@ -21,16 +21,17 @@ class Module:
     """A differentiable function ``y = f(x)`` that remembers what its backward pass reads.
 
     A subclass writes ``forward(x)`` and ``backward(dout) -> dx``, where ``dout`` is ∂L/∂y and
-    ``dx`` is ∂L/∂x, of the shapes of ``y`` and ``x``. Neither may modify its argument. What
+    ``dx`` is ∂L/∂x, of the shapes of ``y`` and ``x``. Neither modifies its argument. What
     ``backward`` needs is handed to :meth:`_remember`, which keeps it in training mode only:
     evaluation costs no memory. A subclass with parameters also sets ``params`` and ``grads``
     (dictionaries with the same keys); ``backward`` writes ``grads`` and never touches ``params``.
     What is remembered is not copied: between ``forward`` and ``backward`` the caller leaves x and y
     as they are. ``buffers`` holds arrays that are part of the state but are not trained.
 
-    Results are new arrays. While a training step lends the layers its :class:`Workspace`, they are
-    that step's, written by the step before and overwritten by the next: :meth:`_new` and
-    :meth:`_over` give a result its array either way.
+    Results are new arrays. While a training step lends the layers its :class:`Workspace`, results,
+    ``grads`` included, are in that step's arrays, which the next step overwrites, and a layer may
+    write over an argument that nobody reads any more: :meth:`_new` and :meth:`_over` give a result
+    its array either way.
     """
 
     workspace: Workspace | None = None
@@ -96,11 +97,18 @@ class Module:
             return np.empty(shape, dtype)
         return self.workspace.array((id(self), name), shape, dtype)
 
-    def _over(self, name: str, x: Array) -> Array:
-        """Return an array to write a result of x's shape into: x itself, if nobody needs it."""
-        if self.workspace is not None and self.workspace.may_overwrite(x):
+    def _over(self, name: str, x: Array, *others: Any) -> Array:
+        """Return an array to write a result of x's shape into: x itself, if nobody needs it.
+
+        Args:
+            name: of the array that is used otherwise.
+            x: an argument of the operation.
+            others: what else the result's type depends on; at least a floating-point number.
+        """
+        dtype = np.result_type(x, 0.0, *others)
+        if self.workspace is not None and x.dtype == dtype and self.workspace.may_overwrite(x):
             return x
-        return self._new(name, x.shape, x.dtype)
+        return self._new(name, x.shape, dtype)
 
     def _matmul(self, name: str, a: Array, b: Array) -> Array:
         """Return ``a @ b``, (M, K) @ (K, N) -> (M, N), in an array of :meth:`_new`."""

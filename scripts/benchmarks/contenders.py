@@ -258,8 +258,9 @@ def main() -> None:
     name = task["contender"]
     try:
         step = CONTENDERS[name](task["workload"], task["threads"])
-    except ImportError as error:
-        print(json.dumps({"missing": str(error)}), flush=True)
+        step()  # what is compiled, is compiled now
+    except Exception as error:  # a compiler that is missing, say: the others go on
+        print(json.dumps({"missing": str(error).partition("\n")[0]}), flush=True)
         return
     print(json.dumps(_about()), flush=True)
     for line in sys.stdin:

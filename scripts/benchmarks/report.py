@@ -51,7 +51,8 @@ class Report:
     def ratios(self, workload: str) -> dict[str, float]:
         """Return the median of each contender, relative to the reference's."""
         timings = self.seconds[workload]
-        one = min(timings[name].median for name in self.reference if name in timings)
+        known = [timings[name].median for name in self.reference if name in timings]
+        one = min(known) if known else next(iter(timings.values())).median
         return {name: timing.median / one for name, timing in timings.items()}
 
     def print(self) -> None:

@@ -37,7 +37,7 @@ class Worker:
         about: what the contender says of itself, the BLAS core, say.
 
     Raises:
-        ImportError: a library the contender needs is missing.
+        ImportError: the contender cannot begin: a library that it needs is missing, say.
     """
 
     def __init__(
@@ -56,7 +56,10 @@ class Worker:
             text=True,
             env={**env, **dict.fromkeys(pools, str(threads)), "PYTHONPATH": path},
         )
-        self.about: dict[str, Any] = self._answer()
+        try:
+            self.about: dict[str, Any] = self._answer()
+        except RuntimeError as error:
+            raise ImportError(str(error)) from None
         if missing := self.about.get("missing"):
             self.close()
             raise ImportError(missing)

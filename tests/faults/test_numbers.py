@@ -86,9 +86,15 @@ def test_a_gradient_that_is_not_finite(
     monkeypatch.setattr(LinearModule, "backward_parameters", broken)
     before = layer.params["weight"].copy()
     wanted = r"the gradient of weight in layers.3 \(LinearModule\) became nan"
+    if not detect:
+        learner.train_step(*_batch(rng), 0.1)
+        wanted = (
+            r"weight of layers.3 \(LinearModule\), in the update of the step before, became nan"
+        )
     with pytest.raises(FloatingPointError, match=wanted):
         learner.train_step(*_batch(rng), 0.1)
-    np.testing.assert_array_equal(layer.params["weight"], before)
+    if detect:
+        np.testing.assert_array_equal(layer.params["weight"], before)
     # What watched is gone: the layers are as they were.
     assert not any("forward" in vars(layer) for layer in learner.model.layers)
 
@@ -96,15 +102,19 @@ def test_a_gradient_that_is_not_finite(
 def test_a_gradient_of_the_graph(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     from numpy_mlp.autograd import ops
 
-    learner = _numpy(GraphLearner)
+    learner = _numpy(GraphLearner, detect_anomaly=True)
     backward = ops.SoftmaxCrossEntropy.backward
 
     def broken(context: Any, goutput: np.ndarray) -> Any:
         return backward(context, goutput) * np.nan
 
-    monkeypatch.setattr(ops.SoftmaxCrossEntropy, "backward", staticmethod(broken))
-    with pytest.raises(FloatingPointError, match=r"the gradient of layers.6.bias became nan"):
-        learner.train_step(*_batch(rng), 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ops.SoftmaxCrossEntropy, "backward", staticmethod(broken))
+        with pytest.raises(FloatingPointError, match=r"the gradient of layers.6.bias became nan"):
+            learner.train_step(*_batch(rng), 0.1)
+    loss, _ = learner.train_step(*_batch(rng), 0.1)  # nothing of it is left
+    assert np.isfinite(loss)
+    assert all(np.isfinite(array).all() for array in learner.model.params.values())
 
 
 def test_large_numbers_are_not_an_anomaly() -> None:
@@ -150,12 +160,50 @@ def _torch(inner: nn.Module, detect: bool) -> TorchLearner:
     return TorchLearner(model, optimizer, torch.device("cpu"), detect_anomaly=detect)
 
 
+def test_pytorch_names_what_a_gradient_spoilt(rng: np.random.Generator) -> None:
+    learner = _torch(Root(), False)
+    x = torch.from_numpy(rng.standard_normal((6, 3))).float()
+    learner.train_step(x, torch.zeros(6, dtype=torch.int64), 0.1)
+    named = "the loss became nan, as 0.bias, in the update of the step before"
+    with pytest.raises(FloatingPointError, match=named):
+        learner.train_step(x, torch.zeros(6, dtype=torch.int64), 0.1)
+
+
+def test_pytorch_modules_that_return_more_than_a_tensor(rng: np.random.Generator) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.lstm(x)[0]
+            return y
+
+    x = torch.from_numpy(rng.standard_normal((6, 3))).float()
+    y = torch.zeros(6, dtype=torch.int64)
+    loss, _ = _torch(Recurrent(), True).train_step(x, y, 0.1)
+    assert np.isfinite(loss)
+    x[0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match=r"the output of 0 \(Linear\)"):
+        _torch(Recurrent(), False).train_step(x, y, 0.1)
+
+
+@pytest.mark.parametrize("main", [train_mlp_numpy.main, train_mlp_pytorch.main])
+def test_an_evaluation_that_is_not_finite_is_one_line(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--max-steps", "3", "--quiet", "--detect-anomaly", "--weight-std", "1e30", "--out"]
+    options = [] if main is train_mlp_numpy.main else ["--precision", "float32"]
+    assert main([*argv, str(tmp_path / "run"), *options]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "at step 0 (learning rate" in err
+
+
 @pytest.mark.parametrize(
     ("inner", "detect", "named"),
     [
         (Reciprocal(), False, r"the loss became nan, as the output of 2 \(Reciprocal\) became inf"),
         (Reciprocal(), True, r"the output of 2 \(Reciprocal\) became inf"),
-        (Root(), False, r"the gradient of 0.bias became nan"),
         (Root(), True, r"the gradient that reaches the input of 2 \(Root\) became nan"),
     ],
 )

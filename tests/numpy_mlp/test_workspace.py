@@ -10,7 +10,18 @@ import pytest
 
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
-from numpy_mlp.modules import LinearModule, SoftMaxCrossEntropyModule, TanhModule
+from numpy_mlp.modules import (
+    BatchNormModule,
+    DropoutModule,
+    ELUModule,
+    LeakyReLUModule,
+    LinearModule,
+    Module,
+    ReLUModule,
+    SigmoidModule,
+    SoftMaxCrossEntropyModule,
+    TanhModule,
+)
 from numpy_mlp.optim import SGD, AdamW
 from numpy_mlp.workspace import Workspace
 
@@ -123,6 +134,62 @@ def test_what_is_made_by_hand_is_the_callers_to_keep(rng: np.random.Generator) -
     model.logits(3 * x)
     for array, copy in zip(held, kept, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+class Shift(Module):
+    """A layer from elsewhere, that keeps its input in a way of its own and passes it on."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.x = x
+        return x
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        return dout * self.x
+
+
+def test_a_layer_from_elsewhere_may_keep_what_it_likes(rng: np.random.Generator) -> None:
+    fast, by_hand = _network(activation="tanh"), _network(activation="tanh")
+    for model in (fast, by_hand):
+        model.layers.insert(1, Shift())
+    optimizers = [SGD(list(m.params.values()), 0.1) for m in (fast, by_hand)]
+    loss = SoftMaxCrossEntropyModule()
+    x, y = rng.standard_normal((7, 6)), rng.integers(0, 4, 7)
+    NumpyLearner(fast, optimizers[0]).train_step(x, y, 0.1)
+    by_hand.backward_logits(loss.backward(by_hand.logits(x), y))
+    optimizers[1].step(list(by_hand.grads.values()))
+    for name, param in by_hand.params.items():
+        np.testing.assert_array_equal(fast.params[name], param, err_msg=name)
+
+
+def test_an_optimizer_of_another_network_is_refused() -> None:
+    model, other = _network(), _network()
+    params = list(model.params.values())
+    for wrong in (params[:-1], [*params, params[0].copy()], list(other.params.values())):
+        with pytest.raises(AssertionError):
+            NumpyLearner(model, SGD(wrong, 0.1))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("upstream", [np.int64, np.float32, np.float64])
+def test_types_of_what_goes_in_and_out(dtype: Any, upstream: Any) -> None:
+    x = np.array([[-2, 3, 1], [1, -1, 2]])
+    dout = np.array([[1, 2, -1], [3, 1, 1]]).astype(upstream)
+    for make in (
+        ReLUModule,
+        lambda: LeakyReLUModule(0.1),
+        ELUModule,
+        SigmoidModule,
+        TanhModule,
+        lambda: DropoutModule(0.5, rng=np.random.default_rng(0)),
+        lambda: BatchNormModule(3),
+    ):
+        layer, exact = make(), make()
+        y, wanted = layer.forward(x.astype(dtype)), exact.forward(x)  # whole numbers are welcome
+        assert wanted.dtype == np.float64
+        np.testing.assert_allclose(y, wanted, rtol=1e-6)
+        dx, wanted = layer.backward(dout), exact.backward(dout.astype(np.float64))
+        np.testing.assert_allclose(dx, wanted, rtol=1e-5, atol=1e-6)
+    assert LeakyReLUModule(0.1).forward(x)[0, 0] == pytest.approx(-0.2)
 
 
 def test_a_step_that_fails_gives_the_layers_back(rng: np.random.Generator) -> None:

@@ -100,11 +100,11 @@ def test_missing_file(tmp_path: Path) -> None:
     [
         ("weights/a", {}, "not a checkpoint"),
         ("weights/a", {"format": "handgrad-model-1"}, "handgrad-model-1"),
-        ("a", {"format": "handgrad-checkpoint-1"}, "unexpected array 'a'"),
-        ("weights/a", {"format": "handgrad-checkpoint-1"}, "damaged"),
+        ("a", {"format": "handgrad-checkpoint-2"}, "unexpected array 'a'"),
+        ("weights/a", {"format": "handgrad-checkpoint-2"}, "damaged"),
         (
             "weights/a",
-            {"format": "handgrad-checkpoint-1", "learner": "", "progress": "{"},
+            {"format": "handgrad-checkpoint-2", "learner": "", "progress": "{"},
             "damaged",
         ),
     ],
