@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import platform
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -51,6 +52,9 @@ class ProcessTeam:
         # The same for all restarts of one torchrun, and for no other's: it is the parent process.
         self.launch = f"{platform.node()}-{os.getppid()}-{os.environ.get('TORCHELASTIC_RUN_ID')}"
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        # What the last operations worked on. Whoever lets go of a tensor last needs Python's lock
+        # for it; were that a thread of gloo's, the end of the group would wait for it in vain.
+        self._held: deque[Any] = deque(maxlen=16)
         # Optimizers import it. Imported while there is a group, it keeps the group and its threads
         # to the end of the process; one that is at work when the interpreter ends aborts it.
         importlib.import_module("torch._dynamo")
@@ -80,6 +84,7 @@ class ProcessTeam:
     def largest(self, value: int) -> int:
         """Return the largest of the processes' values."""
         tensor = torch.tensor(value)
+        self._held.append(tensor)
         with _together():
             dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
@@ -87,6 +92,7 @@ class ProcessTeam:
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of the processes' arrays, all of one shape."""
         tensor = torch.tensor(values)
+        self._held.append(tensor)
         with _together():
             dist.all_reduce(tensor)
         total: NDArray[np.float64] = tensor.numpy()
@@ -96,12 +102,15 @@ class ProcessTeam:
         """Return the processes' arrays (n_i, ...), one after the other in the order of ranks."""
         mine = torch.tensor(array)
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        size = torch.tensor([len(mine)])
+        self._held.append((sizes, size))
         with _together():
-            dist.all_gather(sizes, torch.tensor([len(mine)]))
+            dist.all_gather(sizes, size)
         longest = max(int(size) for size in sizes)
         padded = mine.new_zeros(longest, *mine.shape[1:])
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in range(self.size)]
+        self._held.append((parts, padded))
         with _together():
             dist.all_gather(parts, padded)
         together = torch.cat([part[: int(n)] for part, n in zip(parts, sizes, strict=True)])
@@ -132,6 +141,7 @@ class ProcessTeam:
     def leave(self) -> None:
         """Give back what the operations held; nothing can be asked of the team after it."""
         dist.destroy_process_group()
+        self._held.clear()
 
 
 def launched_by_torchrun() -> bool:
