@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,18 @@ from scripts import benchmark
 from scripts.benchmarks import contenders, report, steps, workers
 
 SMALL = {"sizes": (12, 7, 3), "batch_size": 4, "lr": 0.01, "momentum": 0.9}
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Contenders set the number of threads of what is their own process, and here is ours."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    with threadpool_limits():
+        yield
+    torch.set_num_threads(threads)
 
 
 def test_calls_take_turns() -> None:
