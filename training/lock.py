@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""One process at a time in a folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from training.errors import UserError
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep every other run out of ``folder`` while the context lasts.
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep all who ask for the lock of ``folder`` out of it while the context lasts.
 
     The lock is the system's, on the folder itself: it leaves no file behind, and ends with the
     process however that ends. Where the system has no such locks (Windows, some network drives)
     there is none.
+
+    Args:
+        folder: exists.
+        wait: until whoever holds the lock is done, rather than give up.
 
     Raises:
         UserError: another process holds it.
@@ -29,7 +33,7 @@ def locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(
                 f"another process is training in {folder}; wait until it ends, or choose another "

@@ -276,3 +276,14 @@ def test_two_runs_that_begin_at_once(
     assert train_mlp_numpy.main(["--max-steps", "2", "--out", str(taken)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (taken / "config.json").read_text() == "another's"
+
+
+def test_two_runs_on_the_same_data(tmp_path: Path, real_data: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "train_mlp_numpy.py"), "--dataset", "mnist"]
+    command += ["--hidden-dims", "8", "--max-steps", "5", "--quiet", "--data-dir", str(real_data)]
+    runs = [
+        subprocess.Popen([*command, "--out", str(tmp_path / name)], stdout=subprocess.DEVNULL)
+        for name in ("one", "two")
+    ]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    assert _weights(tmp_path / "one") == _weights(tmp_path / "two")

@@ -180,6 +180,29 @@ def test_target_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
         _fetch(server, tmp_path / "file", "whole")
 
 
+def test_several_at_once_download_once(server: Server, tmp_path: Path) -> None:
+    found: list[Path] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(_fetch(server, tmp_path / "data", "good")))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and {path.read_bytes() for path in found} == {CONTENT}
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 149_999, 150_000, 299_999])
+def test_interrupted_at_any_byte(server: Server, tmp_path: Path, size: int) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / f"{NAME}.part").write_bytes(CONTENT[:size])
+    assert _fetch(server, folder, "good").read_bytes() == CONTENT
+    assert [name.name for name in folder.iterdir()] == [NAME]
+
+
 def test_damaged_file_in_the_cache_is_replaced(server: Server, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(CONTENT[:1000])
     assert _fetch(server, tmp_path, "whole").read_bytes() == CONTENT

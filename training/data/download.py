@@ -13,6 +13,7 @@ import requests
 from tqdm import tqdm
 
 from training.errors import DataError
+from training.lock import locked
 
 _NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
 _TIMEOUT = 20  # seconds without a byte before the next mirror is tried
@@ -60,7 +61,8 @@ def fetch(
 ) -> Path:
     """Download ``target`` from the first of ``urls`` that serves it whole.
 
-    An interrupted download leaves ``<target>.part`` and goes on from there next time.
+    An interrupted download leaves ``<target>.part`` and goes on from there next time. Of several
+    processes that want the same file one downloads it, and the others wait.
 
     Args:
         dataset: its name, for the error.
@@ -79,15 +81,17 @@ def fetch(
     for url in urls if download else ():
         host = url.split("/")[2]
         try:
-            return Path(
-                pooch.retrieve(
-                    url,
-                    known_hash,
-                    fname=target.name,
-                    path=target.parent,
-                    downloader=_resume_download,
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target.parent, wait=True):
+                return Path(
+                    pooch.retrieve(
+                        url,
+                        known_hash,
+                        fname=target.name,
+                        path=target.parent,
+                        downloader=_resume_download,
+                    )
                 )
-            )
         except requests.RequestException as error:
             reasons.append(f"{host}: {_reason(error)}")
         except ValueError:  # pooch's hash mismatch; it has removed what it got
