@@ -207,13 +207,19 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("script", ["train_mlp_numpy", "train_mlp_pytorch", "train_convnet"])
+@pytest.mark.parametrize(
+    ("script", "number", "status"),
+    [
+        ("train_mlp_numpy", signal.SIGINT, 130),
+        ("train_mlp_numpy", signal.SIGTERM, 143),
+        ("train_mlp_pytorch", signal.SIGINT, 130),
+        ("train_mlp_pytorch", signal.SIGTERM, 143),
+        ("train_convnet", signal.SIGTERM, 143),
+    ],
+)
 def test_signals_save_and_end_with_the_usual_status(
     script: str, number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
-    if script == "train_convnet" and number == signal.SIGINT:
-        pytest.skip("as with the other commands; one of them is enough")
     folder = tmp_path / "run"
     process = subprocess.Popen(
         [
