@@ -3,8 +3,8 @@
     python tests/faults/kill_and_resume.py            50 kills of each of three backends
     python tests/faults/kill_and_resume.py --kills 4  fewer
 
-Half of the kills hit the writing of a checkpoint or of a row of metrics, at a point of it that is
-drawn at random; the others end the process after a step, or at a moment measured in time. A run is
+Half of the kills hit the writing of a checkpoint, at a point of it that is drawn at random; the
+others end the process after a step, in a row of metrics, or at a moment measured in time. A run is
 resumed as often as it takes, and may be killed again on the way. Then the weights must be those of
 the undisturbed run, byte for byte, and so must be metrics.csv but for its times.
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 
 VICTIM = Path(__file__).with_name("victim.py")
 ROOT = VICTIM.parents[2]
-IN_A_WRITE = ("open", "half", "written", "flushed", "renamed", "row")
+IN_A_CHECKPOINT = ("open", "half", "written", "flushed", "renamed")
 STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 90, 30, 7
 OPTIONS = (
     f"--max-steps {STEPS} --eval-every {EVAL_EVERY} --checkpoint-every {CHECKPOINT_EVERY} "
@@ -74,7 +74,7 @@ def undisturbed(backend: str, folder: Path) -> tuple[bytes, list[str]]:
 
 
 def kill_once(
-    backend: str, folder: Path, rng: random.Random, in_a_write: bool, seconds: float
+    backend: str, folder: Path, rng: random.Random, in_a_checkpoint: bool, seconds: float
 ) -> tuple[str, int]:
     """Begin a run in ``folder``, kill it, resume it to its end.
 
@@ -82,18 +82,19 @@ def kill_once(
         backend: one of :data:`BACKENDS`.
         folder: of the run; does not exist yet.
         rng: chooses the moment.
-        in_a_write: kill while a checkpoint or a row is being written.
+        in_a_checkpoint: kill while one is being written.
         seconds: how long an undisturbed run takes, for kills by the clock.
 
     Returns:
         Where the process was killed; how often it was started again.
     """
     kind, options = BACKENDS[backend]
-    point, count, delay = "step", rng.randint(1, STEPS), None
-    if in_a_write:
-        point = rng.choice(IN_A_WRITE)
-        count = rng.randint(1, ROWS if point == "row" else WRITES)
-    elif rng.random() < 0.5:
+    point, delay = rng.choice(IN_A_CHECKPOINT), None
+    count = rng.randint(1, WRITES)
+    if not in_a_checkpoint:
+        point = rng.choice(("step", "row", "clock"))
+        count = rng.randint(1, ROWS if point == "row" else STEPS)
+    if point == "clock":
         point, count, delay = "step", 0, rng.uniform(0, seconds)
     process = _start(kind, point, count, [*OPTIONS, *options, "--out", str(folder)])
     if delay is not None:
@@ -133,7 +134,7 @@ def compare(folder: Path, wanted: tuple[bytes, list[str]]) -> None:
 
 
 def campaign(backend: str, kills: int, seed: int, work: Path) -> Counter[str]:
-    """Kill ``kills`` runs of a backend, half of them in a write; return how often where."""
+    """Kill ``kills`` runs of a backend, half in a checkpoint; return how often where."""
     work.mkdir(parents=True)
     start = time.monotonic()
     wanted = undisturbed(backend, work / "whole")
