@@ -192,7 +192,10 @@ def _memory_for(what: str) -> Iterator[None]:
     """Say in a MemoryError what the memory was wanted for, beside how much of it."""
     try:
         yield
-    except MemoryError as error:
+    except (MemoryError, ImportError) as error:
+        # A library that is loaded late may be the one that does not fit.
+        if isinstance(error, ImportError) and "map segment" not in str(error):
+            raise
         amount = f": {error}" if str(error) else ""
         raise MemoryError(f"for {what}{amount}") from None
 
