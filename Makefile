@@ -28,7 +28,9 @@ test-min: $(VENV)/bin/python
 	$(BIN)/python -c '$(OLDEST)' > $(VENV)-min/oldest.txt
 	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
 		--requirement $(VENV)-min/oldest.txt --editable .
-	$(VENV)-min/bin/python -m pytest -o filterwarnings=default $(ARGS)
+	# Formatting and types are judged by today's tools; old libraries warn of one another.
+	$(VENV)-min/bin/python -m pytest -o filterwarnings=default \
+		--ignore tests/test_code_quality.py $(ARGS)
 
 audit: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
