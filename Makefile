@@ -28,7 +28,7 @@ test-min: $(VENV)/bin/python
 	$(BIN)/python -c '$(OLDEST)' > $(VENV)-min/oldest.txt
 	$(VENV)-min/bin/python -m pip install --quiet --disable-pip-version-check \
 		--requirement $(VENV)-min/oldest.txt --editable .
-	# Formatting and types are judged by today's tools; old libraries warn of one another.
+	@# Formatting and types are judged by today's tools; old libraries warn of one another.
 	$(VENV)-min/bin/python -m pytest -o filterwarnings=default \
 		--ignore tests/test_code_quality.py $(ARGS)
 
