@@ -35,8 +35,7 @@ def detect_anomaly(layers: Sequence[Module]) -> Iterator[None]:
     """Check everything that ``layers`` return and compute, while the context lasts.
 
     Outputs, gradients of inputs and gradients of parameters: the first that is not finite raises
-    FloatingPointError with the name of the layer. For layers that ``repr`` cannot tell apart the
-    place in the list does.
+    FloatingPointError with the name of the layer and its place in the list.
     """
     for index, layer in enumerate(layers):
         name = name_of(index, layer)

@@ -93,7 +93,7 @@ class GraphLearner(NumpyLearner):
         for i, layer in enumerate(self.model.layers):
             if not isinstance(layer, SoftMaxModule):  # part of the loss
                 x = self._apply(layer, f"layers.{i}", x)
-                if self.detect_anomaly:
+                if self.detect_anomaly and self.model.training:
                     check_finite(x.value, f"the output of {name_of(i, layer)}")
         return x
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -112,11 +113,9 @@ def _share_of_the_rest(data: Path, threads: int) -> float:
             check=True,
             capture_output=True,
             text=True,
-            env=_environment(threads),
+            env=_environment(),
         )
         whole = time.perf_counter() - start
-    import json
-
     spent = cast("Mapping[str, float]", json.loads(result.stdout.splitlines()[-1]))
     return (spent["loop"] - spent["learner"]) / whole
 
@@ -129,12 +128,12 @@ def _command_seconds(command: list[str], threads: int) -> float:
             [sys.executable, str(_SCRIPTS / command[0]), *command[1:], *options],
             check=True,
             stdout=subprocess.DEVNULL,
-            env=_environment(threads),
+            env=_environment(),
         )
         return time.perf_counter() - start
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(_SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path}
 

@@ -177,16 +177,7 @@ def test_a_disk_that_is_really_full(small_disk: Path, tmp_path: Path) -> None:
 def test_a_disk_that_becomes_read_only(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
     folder = small_disk / "run"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "scripts" / "train_mlp_numpy.py")),
-            *["--max-steps", "10000000", "--eval-every", "20", "--quiet", "--out"],
-            str(folder),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _wait_for(folder / "checkpoint.safetensors", process)
+    process = _endless_run("train_mlp_numpy", folder)
     end = time.monotonic() + 60
     while subprocess.run(
         ["mount", "-o", "remount,ro", str(small_disk)], capture_output=True, check=False
@@ -198,13 +189,25 @@ def test_a_disk_that_becomes_read_only(small_disk: Path) -> None:
     assert Checkpoint.load(folder / "checkpoint.safetensors").progress["step"] % 20 == 0
 
 
-def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def _endless_run(script: str, folder: Path) -> subprocess.Popen[str]:
+    """Begin a run that would not end, and wait for its first checkpoint."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, str(ROOT / "scripts" / f"{script}.py")),
+            *["--max-steps", "10000000", "--eval-every", "20", "--quiet", "--out"],
+            str(folder),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     end = time.monotonic() + 60
-    while not path.exists():
+    while not (folder / "checkpoint.safetensors").exists():
         if time.monotonic() > end or process.poll() is not None:
             process.kill()
-            pytest.fail(f"no {path.name}: {process.communicate()}")
+            pytest.fail(f"no checkpoint: {process.communicate()}")
         time.sleep(0.01)
+    return process
 
 
 @pytest.mark.parametrize(
@@ -221,17 +224,7 @@ def test_signals_save_and_end_with_the_usual_status(
     script: str, number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "scripts" / f"{script}.py")),
-            *["--max-steps", "10000000", "--eval-every", "20", "--quiet", "--out"],
-            str(folder),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    _wait_for(folder / "checkpoint.safetensors", process)
+    process = _endless_run(script, folder)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
@@ -242,16 +235,7 @@ def test_signals_save_and_end_with_the_usual_status(
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "scripts" / "train_mlp_numpy.py")),
-            *["--max-steps", "10000000", "--quiet", "--out"],
-            str(folder),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _wait_for(folder / "checkpoint.safetensors", process)
+    process = _endless_run("train_mlp_numpy", folder)
     try:
         second = _command("--resume", str(folder))
         assert second.returncode == 2
