@@ -22,7 +22,11 @@ def import_files(path: Path) -> list[ModuleType]:
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; give a .py file or a folder of them")
-    files = sorted(path.glob("*.py")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        hidden = (".", "test_", "conftest", "setup", "__main__")
+        every = sorted(path.rglob("*.py"))
+        files = [f for f in every if not any(p.startswith(hidden) for p in f.relative_to(path).parts)]
     if not files or any(file.suffix != ".py" for file in files):
         raise UserError(f"{path} holds no Python; give a .py file or a folder of them")
     return [_import_file(file.absolute()) for file in files]
@@ -36,6 +40,7 @@ def _import_file(file: Path) -> ModuleType:
     name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+        _make_way(root)
     if len(parts) > 1:
         module = importlib.import_module(name)
         if Path(module.__file__ or "").absolute() == file:
@@ -48,3 +53,14 @@ def _import_file(file: Path) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _make_way(root: Path) -> None:
+    """Forget those of our own packages whose names the files beside the user's have as well."""
+    ours = Path(__file__).parents[1]
+    if root == ours:
+        return
+    for name in ("numpy_mlp", "custom_modules", "torch_models", "training", "scripts"):
+        if (root / name).is_dir() or (root / f"{name}.py").exists():
+            for loaded in [m for m in sys.modules if m.partition(".")[0] == name]:
+                del sys.modules[loaded]

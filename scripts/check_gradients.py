@@ -1,0 +1,304 @@
+"""Prove a backward pass, or say where it is wrong and what kind of wrong it looks like.
+
+TARGET is a file, file.py:ClassName, or a package (a folder or a dotted name). Looked for are modules
+in the course's style (forward, backward, params, grads), losses, torch.autograd.Functions, nn.Modules
+around them, and Ops of a graph engine. Every gradient is compared with differences of the forward
+pass in float64, at random parameters, with a random upstream gradient and sizes that differ.
+
+The code is run as it is, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.gradients.report import lines, passed
+from training.cli import guarded
+from training.errors import UserError
+
+_ROOT = Path(__file__).parents[1]
+_LARGEST = 2_000  # entries of an input: each costs four forward passes
+
+
+@dataclass
+class Outcome:
+    """What came of a target."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+
+
+def _target(text: str) -> tuple[Path, list[str]]:
+    """Return the path and the class names in TARGET."""
+    path, names = text, ""
+    head, colon, tail = text.rpartition(":")
+    if colon and all(name.isidentifier() for name in tail.split(",")):
+        path, names = head, tail
+    if not Path(path).exists() and all(part.isidentifier() for part in path.split(".")):
+        try:
+            spec = importlib.util.find_spec(path)
+        except ImportError:
+            spec = None
+        if spec is not None and spec.origin and Path(spec.origin).exists():
+            origin = Path(spec.origin)
+            return (origin.parent if origin.name == "__init__.py" else origin), _split(names)
+    if not Path(path).exists():
+        raise UserError(
+            f"{path} does not exist; TARGET is a .py file, file.py:ClassName, or a package"
+        )
+    return Path(path), _split(names)
+
+
+def _split(names: str) -> list[str]:
+    return [name for name in names.split(",") if name]
+
+
+def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Return positional and keyword arguments from text such as ``4, 3, alpha=0.5``."""
+    try:
+        call = ast.parse(f"f({text})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        args = [ast.literal_eval(node) for node in call.args]
+        kwargs = {node.arg or "": ast.literal_eval(node.value) for node in call.keywords}
+        json.dumps([args, kwargs])
+    except (SyntaxError, ValueError, TypeError):
+        raise UserError(
+            f"--init {text!r} is not a list of plain arguments; expected the like of "
+            f"--init '4, 3, alpha=0.5'"
+        ) from None
+    return args, kwargs
+
+
+def _shape(text: str) -> list[int]:
+    parts = [part.strip() for part in text.strip("() ,").split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"--input-shape {text!r} is not a shape; expected the like of 5,4")
+    shape = [int(part) for part in parts]
+    size = 1
+    for length in shape:
+        size *= length
+    if size > _LARGEST:
+        raise UserError(
+            f"--input-shape {text} has {size:,} entries, each of which costs four forward passes; "
+            f"take at most {_LARGEST:,}: a small input shows as much"
+        )
+    return shape
+
+
+def _range(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not -1e9 < low < high < 1e9:
+        raise UserError(f"--input-range {text!r} is not a range; expected the like of 0.1,0.9")
+    return [low, high]
+
+
+def _number(option: str, text: str, most: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= most:
+        raise UserError(f"{option} {text} is out of range; expected a number above 0, up to {most:g}")
+    return value
+
+
+def check(path: Path, order: dict[str, Any], time_limit: float) -> Outcome:
+    """Check a target in processes of its own: a new one after each crash and each time-out.
+
+    Args:
+        path: a file or a folder.
+        order: what :func:`scripts.gradients.child.main` takes, less what was done.
+        time_limit: seconds that importing, or a class, may take.
+    """
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory() as folder:
+        while True:
+            done = [result["class"] for result in outcome.results]
+            asked = {**order, "path": str(path), "done": done}
+            if not _one_process(asked, Path(folder), time_limit, outcome):
+                return outcome
+
+
+def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome: Outcome) -> bool:
+    """Run one child; return whether another has to go on after it."""
+    events, said = folder / "events", folder / "stderr"
+    events.write_text("")
+    search = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    with said.open("w") as stderr:
+        child = subprocess.Popen(
+            # -P: a "scripts" or "training" in the current folder is not ours.
+            [sys.executable, "-P", "-m", "scripts.gradients.child", json.dumps(order), str(events)],
+            env={**os.environ, "PYTHONPATH": search},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        try:
+            late = _wait(child, events, time_limit)
+        finally:
+            _end(child)
+    begun: dict[str, Any] | None = None
+    for line in events.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        kind = event.pop("event")
+        if kind == "found":
+            outcome.classes, outcome.skipped = event["classes"], event["skipped"]
+        elif kind == "failed":
+            begun = {"class": Path(order["path"]).name, "kind": "import", "why": event["why"]}
+        elif kind in ("begun", "importing"):
+            begun = event or {"class": Path(order["path"]).name, "kind": "import"}
+        elif kind == "result":
+            outcome.results.append(event)
+            begun = None
+        elif kind == "done":
+            return False
+        if kind == "found":
+            begun = None
+    if begun is None:
+        begun = {"class": Path(order["path"]).name, "kind": "import"}
+    why, diagnosis = begun.pop("why", None), "crash"
+    if why is None and late:
+        diagnosis = "time-out"
+        why = f"did not finish within {time_limit:g} s (--time-limit): an endless loop?"
+    elif why is None:
+        last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
+        why = f"this code ended its process with {_status(child.returncode)}"
+        why += f": {last}" if last and child.returncode > 0 else ""
+    finding = {
+        **dict.fromkeys(("error", "where", "numerical", "analytic")),
+        **{"variable": "", "verdict": "WRONG", "point": ""},
+        **{"diagnosis": diagnosis, "explanation": why},
+    }
+    outcome.results.append(
+        {**begun, "file": order["path"], "settings": {}, "seconds": None, "findings": [finding]}
+    )
+    return begun["kind"] != "import"
+
+
+def _wait(child: subprocess.Popen[bytes], events: Path, time_limit: float) -> bool:
+    """Wait for the child; return True if it said nothing new for ``time_limit`` seconds."""
+    size, since = -1, time.monotonic()
+    while child.poll() is None:
+        if (now := events.stat().st_size) != size:
+            size, since = now, time.monotonic()
+        if time.monotonic() - since > time_limit:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End the child and whatever it has started."""
+    if os.name == "posix":
+        try:
+            os.killpg(child.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
+    else:
+        child.kill()
+    child.wait()
+
+
+def _status(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="check-gradients",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("target", metavar="TARGET", nargs="+", help="what to check")
+    parser.add_argument("--init", metavar="ARGS", help="constructor arguments: '4, 3, alpha=0.5'")
+    parser.add_argument(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="N,D",
+        help="shape of the input; once for each where there are several",
+    )
+    parser.add_argument(
+        "--input-range", metavar="LOW,HIGH", help="values of the inputs, where not all are allowed"
+    )
+    parser.add_argument(
+        "--tolerance", default="1e-6", metavar="E", help="largest relative error (default: 1e-6)"
+    )
+    parser.add_argument(
+        "--time-limit", default="60", metavar="S", help="seconds a class may take (default: 60)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    arguments = parser.parse_args(argv)
+    args, kwargs = _arguments(arguments.init) if arguments.init else ([], {})
+    order = {
+        "args": args,
+        "kwargs": kwargs,
+        "shapes": [_shape(text) for text in arguments.input_shape],
+        "range": _range(arguments.input_range),
+        "tolerance": _number("--tolerance", arguments.tolerance, 1.0),
+    }
+    time_limit = _number("--time-limit", arguments.time_limit, 86_400.0)
+    targets = [_target(text) for text in arguments.target]
+    whole = Outcome()
+    for path, names in targets:
+        outcome = check(path, {**order, "names": names}, time_limit)
+        imported = all(result["kind"] != "import" for result in outcome.results)
+        if imported:
+            for name in names:
+                if name not in outcome.classes:
+                    raise UserError(_missing(path, name, outcome))
+            if not outcome.results:
+                raise UserError(
+                    f"{path} holds nothing to check: no class with forward and backward"
+                )
+        whole.results += outcome.results
+        whole.skipped |= {} if names else outcome.skipped
+    if arguments.json:
+        report = {
+            "passed": passed(whole.results),
+            "tolerance": order["tolerance"],
+            "classes": whole.results,
+            "skipped": whole.skipped,
+        }
+        print(json.dumps(report, indent=2))
+    else:
+        print("\n".join(lines(whole.results, whole.skipped)))
+    return 0 if passed(whole.results) else 1
+
+
+def _missing(path: Path, name: str, outcome: Outcome) -> str:
+    if name in outcome.skipped:
+        return f"{name} in {path} cannot be checked: it is {outcome.skipped[name]}"
+    close = difflib.get_close_matches(name, outcome.classes, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(outcome.classes)}"
+    return f"{path} has no class {name} with forward and backward; {hint}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return guarded(lambda: _main(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

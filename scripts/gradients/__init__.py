@@ -1,0 +1,1 @@
+"""What ``check-gradients`` is made of: find, guess, compare, diagnose, report."""

@@ -1,0 +1,262 @@
+"""Compare a backward pass with differences of its forward pass, at points that hide nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.gradients.subjects import Array, ContractError, Session, Subject, Variables
+
+TOLERANCE = 1e-6
+_STEP, _STEP_FLOAT32 = 1e-4, 2**-6
+_TOLERANCE_FLOAT32 = 5e-3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one gradient, or of the class as a whole.
+
+    Attributes:
+        variable: the input or parameter; empty where it concerns all of them.
+        verdict: ``ok``, ``WRONG`` or ``NOT CHECKED``.
+        diagnosis: what kind of wrong, by name; empty where all is well.
+        explanation: a sentence about it.
+        error: worst relative error; where: its index; and the two values there.
+        point: shapes, settings and circumstances.
+    """
+
+    variable: str
+    verdict: str
+    diagnosis: str = ""
+    explanation: str = ""
+    error: float | None = None
+    where: tuple[int, ...] | None = None
+    numerical: float | None = None
+    analytic: float | None = None
+    point: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is well."""
+        return self.verdict == "ok"
+
+
+@dataclass
+class Case:
+    """A subject at a point: the truth there, and what ``backward`` gives.
+
+    Attributes:
+        warm: where a forward and a backward pass went before on the same object, or None.
+    """
+
+    subject: Subject
+    variables: dict[str, Array]
+    douts: tuple[Array, ...]
+    warm: Variables | None = None
+    step: float = _STEP
+
+    def truth(
+        self,
+        name: str,
+        variables: Variables | None = None,
+        douts: tuple[Array, ...] | None = None,
+    ) -> tuple[Array, Array]:
+        """Return the numerical gradient for a variable, and how far it may be off.
+
+        With D(h) = (f(x+h) - f(x-h)) / 2h, whose error is O(h²), (4 D(h/2) - D(h)) / 3 has an error
+        of O(h⁴) (Richardson 1911), and D(h) - D(h/2) bounds it where f is smooth. Near a kink the
+        two differ, so that the bound says that nothing can be told there.
+        """
+        variables = self.variables if variables is None else variables
+        douts = self.douts if douts is None else douts
+        x = variables[name]
+        gradient, doubt = np.zeros(x.shape), np.zeros(x.shape)
+        for index in np.ndindex(x.shape):
+            coarse = self._difference(name, variables, douts, index, self.step)
+            fine = self._difference(name, variables, douts, index, self.step / 2)
+            gradient[index] = (4 * fine - coarse) / 3
+            doubt[index] = abs(fine - coarse)
+        return gradient, doubt
+
+    def _difference(
+        self,
+        name: str,
+        variables: Variables,
+        douts: tuple[Array, ...],
+        index: tuple[int, ...],
+        step: float,
+    ) -> float:
+        values = []
+        for sign in (1, -1):
+            moved = variables[name].copy()
+            moved[index] += sign * step
+            values.append(self.subject.evaluate({**variables, name: moved}, self.warm))
+        total = 0.0
+        for right, left, dout in zip(*values, douts, strict=True):
+            if right.shape != left.shape:
+                raise ContractError("random-forward", "the shape of the output changes by itself")
+            total += float(np.sum((right.astype(np.float64) - left) * dout))
+        return total / (2 * step)
+
+    def given(
+        self, variables: Variables | None = None, douts: tuple[Array, ...] | None = None
+    ) -> tuple[dict[str, Array | None], Session]:
+        """Return what ``backward`` gives, and the session."""
+        return self.subject.differentiate(
+            self.variables if variables is None else variables,
+            self.douts if douts is None else douts,
+            self.warm,
+        )
+
+
+def is_float32(array: Array) -> bool:
+    """Say whether every value is one of single precision, which random ones are not by chance."""
+    if array.dtype.kind != "f":
+        return False
+    if array.dtype.itemsize < 8:
+        return True
+    with np.errstate(over="ignore"):
+        same = bool((array.astype(np.float32) == array).all())
+    return same and bool((array != np.round(array * 1024) / 1024).any())
+
+
+def compare(
+    analytic: Array, numerical: Array, doubt: Array, tolerance: float
+) -> tuple[float, tuple[int, ...], bool]:
+    """Return the worst relative error, its index, and whether all errors are small.
+
+    An error is relative to the entry, or, for small entries, to a thousandth of the largest, below
+    which a difference tells nothing; what the numerical gradient may be off is forgiven.
+    """
+    least = 1e-3 * np.abs(numerical).max(initial=0.0) + 1e-6
+    scale = np.maximum(np.maximum(np.abs(analytic), np.abs(numerical)), least)
+    difference = np.abs(analytic - numerical)
+    relative = difference / scale
+    excess = np.maximum(difference - 3 * doubt, 0) / scale
+    if not excess.size:
+        return 0.0, (), True
+    excess = np.where(np.isnan(excess), np.inf, excess)
+    passed = bool(excess.max() <= tolerance)
+    chosen = relative if passed else excess
+    where = tuple(int(i) for i in np.unravel_index(int(chosen.argmax()), chosen.shape))
+    return float(relative[where]), where, passed
+
+
+Diagnose = Callable[[Case, str, Array, Array], tuple[str, str]]
+
+
+def check(
+    subject: Subject,
+    rng: np.random.Generator,
+    diagnose: Diagnose,
+    *,
+    tolerance: float = TOLERANCE,
+    warm: bool = False,
+) -> list[Finding]:
+    """Compare every gradient of a subject with differences; a finding a variable.
+
+    The upstream gradient is random: an all-ones one makes the input gradient of a softmax or of a
+    batch normalisation zero, whatever the code. A disagreement has to persist at a point close by,
+    where a kink, if that was the cause, is not.
+
+    Args:
+        subject: what to check, and where.
+        rng: source of the upstream gradient.
+        diagnose: names the kind of a mistake, from the case, the variable, what ``backward`` gave
+            and what it should have been.
+        tolerance: largest relative error that passes.
+        warm: check the second forward and backward of one object instead of the first.
+
+    Raises:
+        ContractError: what came back is no gradient at all.
+        Exception: whatever the subject raises.
+    """
+    first = None
+    if warm:
+        first = {name: value[::-1] * 1.1 + 0.05 for name, value in subject.variables.items()}
+        first |= {n: v for n, v in subject.variables.items() if n not in subject.inputs}
+    outputs = subject.evaluate(subject.variables, first)
+    case = Case(subject, subject.variables, (), first)
+    # A loss whose backward takes no upstream gradient has ∂L/∂L = 1 for it.
+    case.douts = tuple(
+        rng.standard_normal(out.shape) if subject.upstream else np.ones(out.shape)
+        for out in outputs
+    )
+    single = all(is_float32(out) for out in outputs)
+    if single:
+        case.step = _STEP_FLOAT32
+    again = subject.evaluate(subject.variables, first)
+    if any(not np.array_equal(a, b) for a, b in zip(outputs, again, strict=True)):
+        raise ContractError(
+            "random-forward",
+            "forward gives something else each time, even with every random generator put back",
+        )
+    gradients, session = case.given()
+    findings = [
+        _check_one(case, name, gradients.get(name), diagnose, tolerance, single, rng)
+        for name in subject.variables
+    ]
+    for kind, sentence in dict.fromkeys(session.modified):
+        findings.append(Finding("", "WRONG", kind, sentence))
+    return findings
+
+
+def _check_one(
+    case: Case,
+    name: str,
+    analytic: Array | None,
+    diagnose: Diagnose,
+    tolerance: float,
+    single: bool,
+    rng: np.random.Generator,
+) -> Finding:
+    numerical, doubt = case.truth(name)
+    if not np.isfinite(numerical).all():
+        return Finding(name, "NOT CHECKED", "not-finite", "forward is not finite close by")
+    if analytic is None:
+        if np.abs(numerical).max(initial=0.0) < 1e-9:  # nothing depends on it
+            return Finding(name, "ok", error=0.0)
+        where = "returned None for it" if name in case.subject.inputs else "left none in grads"
+        return Finding(name, "WRONG", "no-gradient", f"there is no gradient: backward {where}")
+    if analytic.dtype.kind not in "fiu" or analytic.shape != numerical.shape:
+        kind, text = diagnose(case, name, analytic, numerical)
+        return Finding(name, "WRONG", kind, text)
+    error, where, passed = compare(
+        analytic, numerical, doubt, _TOLERANCE_FLOAT32 if single else tolerance
+    )
+    values = {
+        "error": error,
+        "where": where,
+        "numerical": float(numerical[where]) if numerical.size else 0.0,
+        "analytic": float(analytic[where]) if analytic.size else 0.0,
+    }
+    if single and passed and tolerance < _TOLERANCE_FLOAT32:
+        text = "forward computes in float32, which lets nothing be told beyond three digits; those "
+        text += "agree. Compute in the type of the input"
+        return Finding(name, "WRONG", "float32-noise", text, **values)  # type: ignore[arg-type]
+    scale = np.abs(numerical).max(initial=0.0) + 1e-6
+    unsure = doubt > 1e-3 * scale
+    if passed and unsure.mean() > 0.25:
+        text = "forward is not smooth here: its differences do not settle as they get smaller"
+        return Finding(name, "NOT CHECKED", "not-smooth", text, **values)  # type: ignore[arg-type]
+    if passed:
+        return Finding(name, "ok", **values)  # type: ignore[arg-type]
+    if not _persists(case, name, rng, _TOLERANCE_FLOAT32 if single else tolerance):
+        return Finding(name, "ok", error=min(error, tolerance))
+    kind, text = diagnose(case, name, analytic, numerical)
+    return Finding(name, "WRONG", kind, text, **values)  # type: ignore[arg-type]
+
+
+def _persists(case: Case, name: str, rng: np.random.Generator, tolerance: float) -> bool:
+    """Say whether a gradient is wrong at a point close by as well."""
+    near = {
+        key: value * (1 + 0.01 * rng.uniform(-1, 1, value.shape))
+        for key, value in case.variables.items()
+    }
+    numerical, doubt = case.truth(name, near)
+    analytic = case.given(near)[0].get(name)
+    if analytic is None or analytic.shape != numerical.shape:
+        return True
+    return not compare(analytic, numerical, doubt, tolerance)[2]

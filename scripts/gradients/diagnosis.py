@@ -1,0 +1,537 @@
+"""What kind of wrong a gradient looks like.
+
+Each question compares what ``backward`` gave with what it would have given under one particular
+mistake: the true gradient with its sign changed, with a variable replaced by ones or transposed,
+for one sample of the batch only, and so on. The questions stand in the order of what they explain;
+the first that answers is the diagnosis.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from scripts.gradients.checking import Case, is_float32
+from scripts.gradients.subjects import Array
+
+Answer = tuple[str, str] | None
+_EACH = 40  # inputs and outputs up to which a whole Jacobian is computed
+
+
+def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[str, str]:
+    """Return the name of a mistake and a sentence about it.
+
+    Args:
+        case: where the gradient is wrong.
+        name: of the variable.
+        analytic: what ``backward`` gave.
+        numerical: what it should have been.
+    """
+    look = _Look(case, name, analytic, numerical)
+    questions: list[Callable[[_Look], Answer]] = [_type, _finite, _accumulation]
+    if analytic.shape != numerical.shape:
+        questions += [_shape]
+    else:
+        questions += [
+            _zero, _float32, _factor, _upstream_ignored, _upstream_powers, _one_sample, _swapped,
+            _transposed, _missing_factor, _passed_through, _missing_own_factor, _fused, _threshold,
+            _jacobian, _normalised, _by_output, _some_rows, _mask, _local_derivative,
+        ]  # fmt: skip
+    with np.errstate(all="ignore"):
+        for question in questions:
+            try:
+                answer = question(look)
+            except Exception:  # the code looked at may fail at the points that a question needs
+                continue
+            if answer is not None:
+                return answer
+    return "unknown", f"fits no known mistake; {_similarity(analytic, numerical)}"
+
+
+class _Look:
+    """A wrong gradient, and ways of asking about it."""
+
+    def __init__(self, case: Case, name: str, analytic: Array, numerical: Array) -> None:
+        self.case, self.name, self.a, self.n = case, name, analytic, numerical
+        self.x = case.variables[name]
+        self.dout = case.douts[0]
+        self.is_input = name in case.subject.inputs
+        batch = case.variables[case.subject.inputs[0]].shape
+        self.batch = batch[0] if case.subject.batch_axis and batch else 1
+        self.other = tuple(np.random.default_rng(5).standard_normal(d.shape) for d in case.douts)
+
+    def truth(self, **changed: Array) -> Array:
+        """Return the true gradient where variables are replaced."""
+        return self.case.truth(self.name, {**self.case.variables, **changed})[0]
+
+    def truth_for(self, douts: tuple[Array, ...]) -> Array:
+        """Return the true gradient for another upstream gradient."""
+        return self.case.truth(self.name, douts=douts)[0]
+
+    def given_for(self, douts: tuple[Array, ...]) -> Array:
+        """Return what ``backward`` gives for another upstream gradient."""
+        gradient = self.case.given(douts=douts)[0][self.name]
+        assert gradient is not None
+        return gradient
+
+
+def _same(a: Array, b: Array, rtol: float = 1e-5) -> bool:
+    """Say whether two gradients agree; agreement on nothing but zeros does not count."""
+    if a.shape != b.shape or not a.size:
+        return False
+    size = np.abs(b).max()
+    return bool(size > 1e-8 and np.abs(a - b).max() <= rtol * size)
+
+
+def _ratio(a: Array, b: Array) -> float | None:
+    """Return c where a = c · b, or None."""
+    if a.shape != b.shape or not a.size or np.abs(b).max() < 1e-8:
+        return None
+    c = float(np.sum(a * b) / np.sum(b * b))
+    return c if c and _same(a, c * b) else None
+
+
+def _type(look: _Look) -> Answer:
+    if look.a.dtype.kind in "fiu":
+        return None
+    return "wrong-type", f"the gradient holds {look.a.dtype}, not numbers"
+
+
+def _finite(look: _Look) -> Answer:
+    if np.isfinite(look.a).all():
+        return None
+    return "not-finite", f"the gradient holds {look.a[~np.isfinite(look.a)].flat[0]}"
+
+
+def _accumulation(look: _Look) -> Answer:
+    """After an earlier pass: is its gradient, or its input, still there?"""
+    case = look.case
+    if case.warm is None:
+        return None
+    rng = np.random.default_rng(99)  # the same upstream as in that pass
+    outputs = case.subject.evaluate(case.warm)
+    earlier = tuple(rng.standard_normal(out.shape) for out in outputs)
+    first = case.subject.differentiate(case.warm, earlier)[0][look.name]
+    assert first is not None
+    if _same(look.a, look.n + first):
+        return (
+            "accumulation",
+            "the gradient of the pass before is still in it: assign it (=) instead of adding (+=)",
+        )
+    stale = case.subject.differentiate(case.warm, case.douts)[0][look.name]
+    if stale is not None and _same(look.a, stale):
+        return "stale-cache", "a second pass still uses what the first forward remembered"
+    return "state", "right in the first pass, wrong in the second: the first leaves something behind"
+
+
+def _shape(look: _Look) -> Answer:
+    a, n = look.a, look.n
+    says = f"shape {a.shape}, expected {n.shape}"
+    if a.ndim >= 1 and a.shape == n.shape[::-1] and (c := _ratio(a.T, n)) is not None:
+        return "transposed-gradient", f"{says}: transposed{_by(c, look)}"
+    for axes in _axes(a.ndim):
+        total = a.sum(axis=axes)
+        if total.size == n.size and (c := _ratio(total.reshape(n.shape), n)) is not None:
+            if a.size == n.size:
+                break
+            which = "the batch" if axes == (0,) else f"axis {', '.join(map(str, axes))}"
+            return "missing-batch-sum", f"{says}: a sum over {which} is missing{_by(c, look)}"
+    if a.size == n.size and (c := _ratio(a.reshape(n.shape), n)) is not None:
+        return "wrong-shape", f"{says}; the numbers are right{_by(c, look)}: reshape it"
+    for axes in _axes(look.dout.ndim):
+        if not look.is_input and _same(a.ravel(), look.dout.sum(axis=axes).ravel()):
+            return "wrong-sum-axis", f"{says}: summed over axis {axes[0]} of dout, not the batch"
+    if _same(a, look.dout):
+        return "local-derivative-missing", f"{says}: dout is passed on as it came"
+    return "wrong-shape", says
+
+
+def _axes(ndim: int) -> Iterator[tuple[int, ...]]:
+    for count in range(1, ndim + 1):
+        yield from itertools.combinations(range(ndim), count)
+
+
+def _zero(look: _Look) -> Answer:
+    if np.abs(look.a).max(initial=0.0) > 1e-12 or np.abs(look.n).max(initial=0.0) < 1e-9:
+        return None
+    return "zero-gradient", "the gradient is zero everywhere"
+
+
+def _float32(look: _Look) -> Answer:
+    scale = np.abs(look.n).max()
+    if np.abs(look.a - look.n).max() > 1e-3 * scale or not (is_float32(look.a) or _grainy(look)):
+        return None
+    return "float32-noise", "right to a few digits: something is computed in float32"
+
+
+def _grainy(look: _Look) -> bool:
+    """Say whether the gradient changes by jumps when the upstream changes by next to nothing."""
+    (base, *rest), jumps = look.case.douts, []
+    for k in range(1, 9):
+        moved = look.given_for((base * (1 + k * 1e-9), *rest)) - look.a * (1 + k * 1e-9)
+        jumps.append(float(np.abs(moved).max()))
+    return max(jumps) > 1e-9 * float(np.abs(look.a).max())
+
+
+def _named(c: float, look: _Look) -> str:
+    """Return a factor in words, with the quantity of the problem that it equals."""
+    shapes = {"N": float(look.batch)}
+    if look.batch > 1:
+        shapes["N - 1"] = look.batch - 1.0
+    for label, size in zip("DC", (look.x.shape[-1:], look.dout.shape[-1:]), strict=True):
+        if size and float(size[0]) not in shapes.values():
+            shapes[f"{size[0]} (a length of {'this variable' if label == 'D' else 'dout'})"] = float(
+                size[0]
+            )
+    numbers = {
+        k: float(v)
+        for k, v in look.case.subject.settings.items()
+        if isinstance(v, int | float) and not isinstance(v, bool)
+    }
+    table = {f"{v}": v for v in (2.0, 0.5, 3.0)} | {"ln 2": float(np.log(2))}
+    for key, value in {**shapes, **numbers}.items():
+        table |= {key: value, f"1/{key}": 1 / value if value else np.inf}
+        if key in numbers and value not in (0, 1):
+            table |= {f"(1 - {key})": 1 - value, f"1/(1 - {key})": 1 / (1 - value)}
+    for label, value in table.items():
+        for sign, mark in ((1, ""), (-1, "-")):
+            if np.isclose(c, sign * value, rtol=1e-5):
+                return f"{mark}{label}"
+    return f"{c:.6g}"
+
+
+def _by(c: float, look: _Look) -> str:
+    return "" if np.isclose(c, 1, rtol=1e-5) else f", and a factor {_named(c, look)} too much"
+
+
+def _factor(look: _Look) -> Answer:
+    c = _ratio(look.a, look.n)
+    if c is None:
+        return None
+    if look.case.subject.upstream:
+        # One number is always a multiple of another: the factor has to hold elsewhere, too.
+        again = _ratio(look.given_for(look.other), look.truth_for(look.other))
+        if again is None or not np.isclose(again, c, rtol=1e-4):
+            return None
+    if np.isclose(c, -1):
+        return "sign", "the sign is wrong"
+    n = float(look.batch)
+    sign = " and the sign is wrong" if c < 0 else ""
+    if n > 1 and np.isclose(abs(c), n, rtol=1e-5):
+        return "missing-1/N", f"{n:g} times too large: the factor 1/N of the mean is missing{sign}"
+    if n > 1 and np.isclose(abs(c), 1 / n, rtol=1e-5):
+        return (
+            "extra-1/N",
+            f"{n:g} times too small: divided by the batch size, which only the loss does{sign}",
+        )
+    return "constant-factor", f"{_named(c, look)} times what it should be, everywhere"
+
+
+def _upstream_ignored(look: _Look) -> Answer:
+    if not look.case.subject.upstream or not _same(look.given_for(look.other), look.a, 1e-9):
+        return None
+    ones = tuple(np.ones(d.shape) for d in look.case.douts)
+    c = _ratio(look.a, look.truth_for(ones))
+    detail = "" if c is None else f": as if it were 1 everywhere{_by(c, look)}"
+    return "upstream-ignored", f"does not depend on the upstream gradient{detail}"
+
+
+def _upstream_powers(look: _Look) -> Answer:
+    """Is it linear in the upstream gradient, as every backward pass is?"""
+    if not look.case.subject.upstream:
+        return None
+    double = look.given_for(tuple(2.0 * d for d in look.case.douts))
+    minus = look.given_for(tuple(-d for d in look.case.douts))
+    if _same(double, 2 * look.a, 1e-6) and _same(minus, -look.a, 1e-6):
+        return None
+    if look.a.shape == look.dout.shape:
+        bad = ~np.isclose(look.a, look.n, rtol=1e-5, atol=1e-9)
+        if bad.any() and not (bad & (look.dout > 0)).any():
+            return "upstream-mask", "wrong where the upstream gradient is negative: its sign is taken for that of x"
+    return "not-linear-in-upstream", "twice the upstream gradient does not give twice the gradient"
+
+
+def _one_sample(look: _Look) -> Answer:
+    if look.is_input or look.batch < 2 or look.dout.shape[:1] != (look.batch,):
+        return None
+    for sample in range(look.batch):
+        only = np.zeros_like(look.dout)
+        only[sample] = look.dout[sample]
+        c = _ratio(look.a, look.truth_for((only, *look.case.douts[1:])))
+        if c is not None:
+            return (
+                "missing-batch-sum",
+                f"only sample {sample} of the batch counts: the sum over the batch is missing",
+            )
+    return None
+
+
+def _swapped(look: _Look) -> Answer:
+    for other, value in look.case.variables.items():
+        if other != look.name and value.shape == look.x.shape:
+            c = _ratio(look.a, look.case.truth(other)[0])
+            if c is not None:
+                return "swapped-gradients", f"this is the gradient of {other}"
+    return None
+
+
+def _transposed(look: _Look) -> Answer:
+    if look.a.ndim == 2 and (c := _ratio(look.a.T, look.n)) is not None:
+        return "transposed-gradient", f"transposed{_by(c, look)}"
+    for other, value in look.case.variables.items():
+        changes: dict[str, tuple[str, Array]] = {}
+        if value.ndim == 2 and value.shape[0] == value.shape[1]:
+            changes["transposed-factor"] = (f"{other} is used transposed, or should be", value.T.copy())
+        if value.ndim >= 3:
+            flipped = value[..., ::-1, ::-1].copy()
+            changes["flipped-kernel"] = (f"{other} is not turned around as it has to be", flipped)
+        for kind, (text, changed) in changes.items():
+            c = _ratio(look.a, look.truth(**{other: changed}))
+            if c is not None:
+                return kind, f"{text}{_by(c, look)}"
+    return None
+
+
+def _missing_factor(look: _Look) -> Answer:
+    others = {k: v for k, v in look.case.variables.items() if k != look.name}
+    for other, value in others.items():
+        c = _ratio(look.a, look.truth(**{other: np.ones_like(value)}))
+        if c is not None:
+            return _without(other, c, look)
+    return None
+
+
+def _missing_own_factor(look: _Look) -> Answer:
+    c = _ratio(look.a, look.truth(**{look.name: np.ones_like(look.x)}))
+    return None if c is None else _without(look.name, c, look)
+
+
+def _without(name: str, c: float, look: _Look) -> Answer:
+    text = f"as if {name} were 1 everywhere: the factor {name} is missing{_by(c, look)}"
+    return "missing-factor", text
+
+
+def _passed_through(look: _Look) -> Answer:
+    if look.is_input and (c := _ratio(look.a, look.dout)) is not None:
+        return (
+            "local-derivative-missing",
+            f"dout is passed on as it came: the layer's own derivative is missing{_by(c, look)}",
+        )
+    return None
+
+
+def _fused(look: _Look) -> Answer:
+    """Of a loss of probabilities: is this the gradient with respect to the scores before softmax?"""
+    if look.case.subject.kind != "loss" or look.x.ndim != 2:
+        return None
+    # ∂L/∂p = -t/(N p), so that t = -N p ∂L/∂p, and through the softmax it becomes (p - t)/N.
+    target = -look.batch * look.x * look.n
+    c = _ratio(look.a, (look.x - target) / look.batch)
+    if c is None:
+        return None
+    return (
+        "fused-gradient",
+        "this is the gradient of softmax and cross-entropy together, with respect to the scores "
+        f"before the softmax{_by(c, look)}",
+    )
+
+
+def _threshold(look: _Look) -> Answer:
+    """Is it wrong just where x is below, or above, some value?"""
+    if not look.is_input or look.a.shape != look.x.shape:
+        return None
+    scale = np.abs(look.n).max()
+    bad = np.abs(look.a - look.n) > 1e-5 * scale
+    good = ~bad
+    if bad.sum() < 2 or good.sum() < 2:
+        return None
+    detail = ""
+    if (c := _ratio(look.a[bad], look.n[bad])) is not None:
+        detail = f"; there it is {_named(c, look)} times what it should be"
+    elif np.abs(look.a[bad]).max() < 1e-12:
+        detail = "; there it is zero"
+    elif look.a.shape == look.dout.shape and _same(look.a[bad], look.dout[bad]):
+        detail = "; there dout is passed on as it came"
+    x = look.x
+    if x[bad].max() < x[good].min():
+        edge = (x[bad].max(), x[good].min())
+        if edge[0] <= 0 <= edge[1]:
+            return "negative-only", f"wrong only where x < 0{detail}"
+        return "below-threshold", f"wrong only where x < {np.mean(edge):.2g} or so{detail}"
+    if x[bad].min() > x[good].max():
+        edge = (x[good].max(), x[bad].min())
+        if edge[0] <= 0 <= edge[1]:
+            return "positive-only", f"wrong only where x > 0{detail}"
+        return "above-threshold", f"wrong only where x > {np.mean(edge):.2g} or so{detail}"
+    return None
+
+
+def _jacobian(look: _Look) -> Answer:
+    """Compare ∂y/∂x as the backward pass has it with the true one, entry by entry."""
+    if not look.is_input or look.x.shape != look.dout.shape or look.x.size > _EACH:
+        return None
+    if len(look.case.douts) > 1:
+        return None
+    ours, true = _jacobians(look)
+    size = np.abs(true).max()
+    wrong = np.abs(ours - true) > 1e-5 * size
+    diagonal = np.eye(len(true), dtype=bool)
+    if np.abs(true[~diagonal]).max() < 1e-7 * size:
+        return None  # elementwise, and rightly so
+    rows = look.batch if look.x.ndim > 1 else 1
+    same_sample = np.kron(np.eye(rows), np.ones((len(true) // rows,) * 2)).astype(bool)
+    if np.abs(ours[~diagonal]).max() < 1e-7 * size:
+        return (
+            "off-diagonal-missing",
+            "every entry of x is taken to change its own entry of y only: the off-diagonal terms "
+            "of the Jacobian are missing",
+        )
+    if _same(ours, true.T):
+        return "jacobian-transposed", "the Jacobian is used transposed"
+    if rows > 1 and np.abs(ours[~same_sample]).max(initial=0.0) > 1e-6 * size:
+        if np.abs(true[~same_sample]).max() < 1e-7 * size:
+            return (
+                "mixes-samples",
+                "samples of the batch get into one another: something is summed over the batch "
+                "that should be summed over the features",
+            )
+    elif rows > 1 and np.abs(true[~same_sample]).max() > 1e-6 * size:
+        return (
+            "batch-path-missing",
+            "every sample is treated by itself, but y depends on the whole batch",
+        )
+    if not (wrong & diagonal).any():
+        return "off-diagonal-wrong", "right on the diagonal of the Jacobian, wrong beside it"
+    if not (wrong & ~diagonal).any():
+        return "diagonal-wrong", "wrong on the diagonal of the Jacobian only"
+    return None
+
+
+def _jacobians(look: _Look) -> tuple[Array, Array]:
+    """Return ∂y[j]/∂x[i], rows j, as the backward pass has it and as it is."""
+    size = look.x.size
+    ours, true = np.zeros((size, size)), np.zeros((size, size))
+    for j in range(size):
+        one = np.zeros(size)
+        one[j] = 1
+        ours[j] = look.given_for((one.reshape(look.dout.shape),)).ravel()
+    step = look.case.step
+    for i in range(size):
+        sides = []
+        for sign in (1, -1):
+            moved = look.x.copy()
+            moved.flat[i] += sign * step
+            out = look.case.subject.evaluate(
+                {**look.case.variables, look.name: moved}, look.case.warm
+            )
+            sides.append(out[0].ravel())
+        true[:, i] = (sides[0] - sides[1]) / (2 * step)
+    return ours, true
+
+
+def _normalised(look: _Look) -> Answer:
+    """Is a path through a mean or a variance missing?"""
+    if not look.is_input or look.x.ndim < 2:
+        return None
+    difference = look.a - look.n
+    size = np.abs(difference).max()
+    axes_of = [(0,), (look.x.ndim - 1,), (0, *range(2, look.x.ndim)), tuple(range(1, look.x.ndim))]
+    for axes in axes_of:
+        if np.prod([look.x.shape[axis] for axis in axes]) < 3:
+            continue
+        centred = difference - difference.mean(axis=axes, keepdims=True)
+        along = "the batch" if axes[0] == 0 else "the features"
+        if np.abs(centred).max() < 1e-5 * size:
+            return (
+                "mean-path-missing",
+                f"off by the same amount along {along}: the path of x through the mean over "
+                f"{along} is missing or wrong",
+            )
+        deviation = look.x - look.x.mean(axis=axes, keepdims=True)
+        slope = (difference * deviation).sum(axis=axes, keepdims=True)
+        slope /= (deviation**2).sum(axis=axes, keepdims=True)
+        if np.abs(difference - slope * deviation).max() < 1e-5 * size:
+            return (
+                "variance-path-missing",
+                f"off in proportion to x - mean along {along}: the path of x through the variance "
+                "is missing or wrong",
+            )
+        if np.abs(centred - slope * deviation).max() < 1e-5 * size:
+            return (
+                "mean-and-variance-paths",
+                f"the paths of x through mean and variance over {along} are missing or wrong",
+            )
+    return None
+
+
+def _by_output(look: _Look) -> Answer:
+    """Was a derivative that is written in terms of the output applied to the input?"""
+    if not look.is_input or look.x.shape != look.dout.shape:
+        return None
+    (y, *_) = look.case.subject.evaluate(look.case.variables, look.case.warm)
+    x, true = look.x, look.n / look.dout
+    forms: dict[str, Callable[[Any], Any]] = {
+        "y(1 - y)": lambda v: v * (1 - v),
+        "1 - y²": lambda v: 1 - v**2,
+    }
+    for text, form in forms.items():
+        if _same(true, form(y)) and _same(look.a, look.dout * form(x)):
+            return "output-taken-for-input", f"the derivative is {text} of the output y, not of x"
+        if _same(true, form(y)) and _same(look.a, look.dout * form(np.vectorize(_sigmoid)(y))):
+            return "output-taken-for-input", f"the function is applied twice: {text} has y already"
+    return None
+
+
+def _sigmoid(v: float) -> float:
+    return float(1 / (1 + np.exp(-v)))
+
+
+def _some_rows(look: _Look) -> Answer:
+    bad = np.abs(look.a - look.n) > 1e-5 * np.abs(look.n).max()
+    for axis in range(bad.ndim):
+        rest = tuple(i for i in range(bad.ndim) if i != axis)
+        along = bad.any(axis=rest)
+        if 0 < along.sum() <= max(1, len(along) // 3) and len(along) > 2:
+            where = ", ".join(str(i) for i in np.flatnonzero(along))
+            return "some-entries-only", f"wrong only at index {where} of axis {axis}"
+    return None
+
+
+def _mask(look: _Look) -> Answer:
+    """Are the factors right, but in other places (a random mask drawn a second time)?"""
+    if not look.is_input or look.x.shape != look.dout.shape:
+        return None
+    ours, true = (np.round(g / look.dout, 5) for g in (look.a, look.n))
+    few = np.unique(true)
+    if len(few) > 3 or not set(np.unique(ours)) <= set(few) or (ours == true).all():
+        return None
+    return "another-mask", "the mask is not the one of forward: remember it, do not draw it again"
+
+
+def _local_derivative(look: _Look) -> Answer:
+    """Of a function of each entry alone: what does the backward pass take its derivative for?"""
+    if not look.is_input or look.x.shape != look.dout.shape or look.x.size > _EACH:
+        return None
+    ours, true = _jacobians(look)
+    diagonal = np.eye(len(true), dtype=bool)
+    if np.abs(true[~diagonal]).max() > 1e-7 * np.abs(true).max():
+        return None
+    if np.abs(ours[~diagonal]).max() > 1e-7 * np.abs(ours).max():
+        return "mixes-entries", "y is a function of each entry of x alone, but the entries get mixed"
+    worst = int(np.abs(np.diag(ours) - np.diag(true)).argmax())
+    return (
+        "wrong-derivative",
+        f"the derivative itself is wrong: at x = {look.x.flat[worst]:.4g} it is "
+        f"{true[worst, worst]:.4g}, backward takes {ours[worst, worst]:.4g}",
+    )
+
+
+def _similarity(a: Array, n: Array) -> str:
+    if a.shape != n.shape or not np.abs(a).max(initial=0.0) or not np.abs(n).max(initial=0.0):
+        return "nothing in common"
+    cosine = float(np.sum(a * n) / np.sqrt(np.sum(a * a) * np.sum(n * n)))
+    share = float(np.mean(np.abs(a - n) <= 1e-5 * np.abs(n).max()))
+    return f"cosine of the angle to the true gradient {cosine:.3f}, {share:.0%} of it right"

@@ -1,0 +1,63 @@
+"""What was found, as a table in the terminal and as JSON."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def passed(results: Sequence[Result]) -> bool:
+    """Say whether everything was checked and nothing is wrong."""
+    return all(f["verdict"] == "ok" for result in results for f in result["findings"])
+
+
+def lines(results: Sequence[Result], skipped: Mapping[str, str]) -> Iterator[str]:
+    """Yield the report, a line at a time.
+
+    Args:
+        results: of the classes, as :mod:`scripts.gradients.child` writes them.
+        skipped: classes that were not looked at, and why.
+    """
+    width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    for result in results:
+        settings = ", ".join(f"{k}={v}" for k, v in result["settings"].items() if k != "dtype")
+        yield f"{result['class']}({settings})  [{result['kind']}]"
+        names = max((len(f["variable"]) for f in result["findings"]), default=0)
+        for finding in result["findings"]:
+            yield from _finding(finding, max(names, 6), width)
+    for name, why in skipped.items():
+        yield f"{name}  not looked at; {why}"
+    wrong = [r["class"] for r in results if any(f["verdict"] == "WRONG" for f in r["findings"])]
+    unknown = [
+        r["class"]
+        for r in results
+        if r["class"] not in wrong and any(f["verdict"] == "NOT CHECKED" for f in r["findings"])
+    ]
+    right = len(results) - len(wrong) - len(unknown)
+    yield ""
+    yield f"{right} of {len(results)} right" + "".join(
+        f"; {label}: {', '.join(names)}"
+        for label, names in (("wrong", wrong), ("not checked", unknown))
+        if names
+    )
+
+
+def _finding(finding: Mapping[str, Any], names: int, width: int) -> Iterator[str]:
+    head = f"  {finding['variable']:<{names}}  {finding['verdict']:<5}"
+    if finding["error"] is not None and finding["where"] is not None:
+        where = "(" + ", ".join(map(str, finding["where"])) + ")"
+        head += (
+            f"  worst relative error {finding['error']:.1e} at {where}: "
+            f"backward {finding['analytic']:.8g}, numerical {finding['numerical']:.8g}"
+        )
+    yield head.rstrip()
+    if finding["diagnosis"]:
+        text = f"{finding['diagnosis']}: {finding['explanation']}"
+        if finding["point"]:
+            text += f" [{finding['point']}]"
+        indent = " " * (names + 4)
+        yield from textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)

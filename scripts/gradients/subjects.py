@@ -1,0 +1,355 @@
+"""What can be checked: anything with a forward and a backward pass, seen alike.
+
+A :class:`Subject` has variables, by name, in float64: its inputs and its parameters. A
+:class:`Session` is one fresh copy of it: ``forward`` at given variables, then ``backward`` with a
+given upstream gradient. Every evaluation of a numerical gradient begins a session of its own, so
+that random masks repeat and nothing that a pass leaves behind reaches the next.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from numpy_mlp.autograd.core import Context, Op
+
+Array = NDArray[Any]
+Variables = Mapping[str, Array]
+
+
+class ContractError(Exception):
+    """A forward or backward pass broke a rule that has nothing to do with its arithmetic.
+
+    Attributes:
+        kind: which rule, as a diagnosis is called.
+        variable: what it concerns, where that is known.
+    """
+
+    def __init__(self, kind: str, message: str, variable: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.variable = kind, variable
+
+
+class Session:
+    """One copy of a subject, in use: ``forward``, then ``backward``.
+
+    Attributes:
+        modified: what the passes wrote to that was not theirs: (kind of mistake, a sentence).
+    """
+
+    def __init__(self) -> None:
+        self.modified: list[tuple[str, str]] = []
+
+    def forward(self, variables: Variables) -> tuple[Array, ...]:
+        """Return the outputs at ``variables``."""
+        raise NotImplementedError
+
+    def backward(self, douts: tuple[Array, ...]) -> dict[str, Array | None]:
+        """Return the gradient of each variable, given that of each output."""
+        raise NotImplementedError
+
+    def _watch(self, kind: str, who: str, given: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+        for name, array in given.items():
+            if not np.array_equal(np.asarray(array), before[name], equal_nan=True):
+                self.modified.append((kind, f"{who} modified {name} in place"))
+
+
+@dataclass
+class Subject:
+    """Something to be checked, at a point.
+
+    Attributes:
+        name: of the class.
+        kind: ``module``, ``loss``, ``op``, ``torch function``, ...
+        variables: where it is checked; inputs first.
+        inputs: which of the variables are inputs.
+        start: begins a session.
+        settings: constructor arguments and constants, for the report and for naming factors.
+        batch_axis: whether the first axis of the inputs is the batch.
+        upstream: False for a loss whose ``backward`` takes none.
+    """
+
+    name: str
+    kind: str
+    variables: dict[str, Array]
+    inputs: tuple[str, ...]
+    start: Callable[[], Session]
+    settings: dict[str, Any] = field(default_factory=dict)
+    batch_axis: bool = True
+    upstream: bool = True
+
+    def evaluate(self, variables: Variables, warm: Variables | None = None) -> tuple[Array, ...]:
+        """Return the outputs of a new session; after a pass at ``warm``, where that is given."""
+        return self._begun(warm).forward(variables)
+
+    def differentiate(
+        self, variables: Variables, douts: tuple[Array, ...], warm: Variables | None = None
+    ) -> tuple[dict[str, Array | None], Session]:
+        """Return what ``backward`` gives in a new session, and the session."""
+        session = self._begun(warm)
+        session.forward(variables)
+        return session.backward(douts), session
+
+    def _begun(self, warm: Variables | None) -> Session:
+        session = self.start()
+        if warm is not None:
+            rng = np.random.default_rng(99)
+            outputs = session.forward(warm)
+            session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
+        return session
+
+
+def reseed() -> None:
+    """Put every global generator where it was: what a forward pass draws, it draws again."""
+    np.random.seed(7)  # noqa: NPY002 (a student's code may use it)
+    random.seed(7)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(7)
+
+
+def as_outputs(result: Any, who: str) -> tuple[Array, ...]:
+    """Return what a forward pass returned as a tuple of arrays."""
+    items = result if isinstance(result, tuple | list) else (result,)
+    for item in items:
+        if item is None:
+            raise ContractError("returns-nothing", f"{who} returned None; an array is expected")
+        if not isinstance(item, np.ndarray | np.generic | float | int):
+            raise ContractError(
+                "returns-nothing", f"{who} returned {type(item).__name__}; an array is expected"
+            )
+    return tuple(np.array(item) for item in items)
+
+
+# --- modules of the courses: forward(x), backward(dout), params, grads ---------------------------
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a module, or of a module in it."""
+
+    name: str
+    path: tuple[Any, ...]  # attribute names and list indices that lead to the module
+    key: str
+
+
+def find_parameters(module: Any) -> list[Parameter]:
+    """Return the entries of ``params`` of a module, or, where it has none, of those it holds."""
+    return list(_parameters(module, (), set()))
+
+
+def _parameters(module: Any, path: tuple[Any, ...], seen: set[int]) -> Iterator[Parameter]:
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    params = getattr(module, "params", None)
+    if isinstance(params, dict) and params:
+        for key, value in params.items():
+            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+                yield Parameter(".".join([*map(str, path), str(key)]), path, key)
+        return
+    for name, value in getattr(module, "__dict__", {}).items():
+        if hasattr(value, "forward") and hasattr(value, "backward"):
+            yield from _parameters(value, (*path, name), seen)
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                if hasattr(item, "forward") and hasattr(item, "backward"):
+                    yield from _parameters(item, (*path, name, i), seen)
+
+
+def _at(module: Any, path: tuple[Any, ...]) -> Any:
+    for step in path:
+        module = module[step] if isinstance(step, int) else getattr(module, step)
+    return module
+
+
+class ModuleSession(Session):
+    """A module of the courses: state in the object, gradients of parameters in ``grads``."""
+
+    def __init__(
+        self, template: Any, parameters: list[Parameter], inputs: tuple[str, ...], targets: tuple[Any, ...]
+    ) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(template)
+        self.parameters, self.inputs, self.targets = parameters, inputs, targets
+        self.name = type(template).__name__
+
+    def _params(self) -> dict[str, Array]:
+        return {p.name: _at(self.module, p.path).params[p.key] for p in self.parameters}
+
+    def forward(self, variables: Variables) -> tuple[Array, ...]:
+        """Return ``module.forward(x)``, at the parameters given."""
+        for parameter in self.parameters:
+            params = _at(self.module, parameter.path).params
+            if params[parameter.key].dtype == np.float64:  # another attribute may be the same array
+                params[parameter.key][...] = variables[parameter.name]
+            else:
+                params[parameter.key] = variables[parameter.name].copy()
+        self.given = {name: variables[name].copy() for name in self.inputs}
+        reseed()
+        result = self.module.forward(*self.given.values(), *self.targets)
+        outputs = as_outputs(result, f"{self.name}.forward")
+        self._watch("input-modified", "forward", self.given, variables)
+        before = {p.name: variables[p.name] for p in self.parameters}
+        self._watch("parameter-modified", "forward", self._params(), before)
+        return outputs
+
+    def backward(self, douts: tuple[Array, ...]) -> dict[str, Array | None]:
+        """Return what ``module.backward(dout)`` returns and leaves in ``grads``."""
+        upstream = {f"dout{i}" if i else "dout": dout.copy() for i, dout in enumerate(douts)}
+        params = {name: array.copy() for name, array in self._params().items()}
+        given = {name: array.copy() for name, array in self.given.items()}
+        result = self._call(tuple(upstream.values()))
+        self._watch("upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True)))
+        self._watch("parameter-modified", "backward", self._params(), params)
+        self._watch("input-modified", "backward", self.given, given)
+        results = result if isinstance(result, tuple | list) else (result,)
+        gradients: dict[str, Array | None] = {}
+        for i, name in enumerate(self.inputs):
+            gradient = results[i] if i < len(results) else None
+            gradients[name] = None if gradient is None else np.array(gradient)
+        for parameter in self.parameters:
+            grads = getattr(_at(self.module, parameter.path), "grads", None) or {}
+            gradient = grads.get(parameter.key)
+            gradients[parameter.name] = None if gradient is None else np.array(gradient)
+        return gradients
+
+    def _call(self, douts: tuple[Array, ...]) -> Any:
+        return self.module.backward(*douts)
+
+
+class LossSession(ModuleSession):
+    """A loss of the courses, ``forward(x, y)`` and ``backward(x, y)``, or another of its kind."""
+
+    takes: int = 2  # arguments of backward
+
+    def _call(self, douts: tuple[Array, ...]) -> Any:
+        if self.takes >= 2:
+            return self.module.backward(*self.given.values(), *self.targets)
+        return self.module.backward(*(float(d) for d in douts[: self.takes]))
+
+
+# --- ops of the graph engine: static forward(context, ...), backward(context, ...) --------------
+
+
+class OpSession(Session):
+    """An op: two static methods and a context between them."""
+
+    def __init__(self, op: Any, inputs: tuple[str, ...], constants: dict[str, Any]) -> None:
+        super().__init__()
+        self.op, self.inputs, self.constants = op, inputs, constants
+
+    def forward(self, variables: Variables) -> tuple[Array, ...]:
+        """Return ``op.forward`` of the inputs."""
+        self.context = Context((True,) * len(self.inputs))
+        self.given = {name: variables[name].copy() for name in self.inputs}
+        reseed()
+        result = self.op.forward(self.context, *self.given.values(), **self.constants)
+        outputs = as_outputs(result, f"{self.op.__name__}.forward")
+        self._watch("input-modified", "forward", self.given, variables)
+        return outputs
+
+    def backward(self, douts: tuple[Array, ...]) -> dict[str, Array | None]:
+        """Return ``op.backward`` of the upstream gradients, one for each input."""
+        upstream = {f"go{i}" if i else "go": dout.copy() for i, dout in enumerate(douts)}
+        before = {name: array.copy() for name, array in self.given.items()}
+        result = self.op.backward(self.context, *upstream.values())
+        self._watch("upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True)))
+        self._watch("input-modified", "backward", self.given, before)
+        results = tuple(result) if isinstance(result, tuple | list) else (result,)
+        if len(results) != len(self.inputs):
+            raise ContractError(
+                "no-gradient",
+                f"backward returned {len(results)} gradients for {len(self.inputs)} inputs",
+            )
+        gradients: dict[str, Array | None] = {}
+        ours = isinstance(self.op, type) and issubclass(self.op, Op)
+        for name, gradient in zip(self.inputs, results, strict=True):
+            array = None if gradient is None else np.array(gradient)
+            if ours and array is not None:  # the engine sums what was broadcast
+                array = _summed_to(array, self.given[name].shape)
+            gradients[name] = array
+        return gradients
+
+
+def _summed_to(gradient: Array, shape: tuple[int, ...]) -> Array:
+    extra = gradient.ndim - len(shape)
+    if extra < 0 or any(n not in (1, g) for n, g in zip(shape, gradient.shape[extra:], strict=True)):
+        return gradient
+    stretched = [i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1]
+    result: Array = gradient.sum(axis=(*range(extra), *stretched)).reshape(shape)
+    return result
+
+
+# --- PyTorch ------------------------------------------------------------------------------------
+
+
+class TorchSession(Session):
+    """A ``torch.autograd.Function``, or an ``nn.Module`` whose backward pass autograd puts together."""
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        inputs: tuple[str, ...],
+        constants: tuple[Any, ...],
+        module: Any = None,
+    ) -> None:
+        super().__init__()
+        self.call, self.inputs, self.constants = call, inputs, constants
+        self.module = copy.deepcopy(module)
+
+    def forward(self, variables: Variables) -> tuple[Array, ...]:
+        """Return the outputs at ``variables``, all of which want a gradient."""
+        import torch
+
+        reseed()
+        self.tensors = {
+            name: torch.tensor(variables[name], requires_grad=True) for name in self.inputs
+        }
+        call = self.call
+        if self.module is not None:
+            call = self.module
+            for name, parameter in self.module.named_parameters():
+                with torch.no_grad():
+                    parameter.copy_(torch.tensor(variables[name]))
+                self.tensors[name] = parameter
+        # A clone has a history, as an input in a network does: writing to it is not an error there.
+        given = [self.tensors[name].clone() for name in self.inputs]
+        result = call(*given, *self.constants)
+        results = result if isinstance(result, tuple | list) else (result,)
+        self.outputs = [out for out in results if isinstance(out, torch.Tensor)]
+        if not self.outputs:
+            raise ContractError("returns-nothing", "forward returned no tensor")
+        for name, tensor in zip(self.inputs, given, strict=True):
+            if not np.array_equal(tensor.detach().numpy(), variables[name], equal_nan=True):
+                self.modified.append(("input-modified", f"forward modified {name} in place"))
+        return tuple(out.detach().numpy().copy() for out in self.outputs)
+
+    def backward(self, douts: tuple[Array, ...]) -> dict[str, Array | None]:
+        """Return what autograd gets from the function's backward."""
+        import torch
+
+        wanted = [(out, torch.tensor(d)) for out, d in zip(self.outputs, douts, strict=True)]
+        wanted = [(out, d.to(out.dtype)) for out, d in wanted if out.requires_grad]
+        if not wanted:
+            raise ContractError("no-gradient", "the output does not depend on any input")
+        before = [d.clone() for _, d in wanted]
+        gradients = torch.autograd.grad(
+            [out for out, _ in wanted],
+            list(self.tensors.values()),
+            [d for _, d in wanted],
+            allow_unused=True,
+        )
+        for (_, d), old in zip(wanted, before, strict=True):
+            if not torch.equal(d, old):
+                self.modified.append(("upstream-modified", "backward modified grad_output in place"))
+        return {
+            name: None if g is None else g.detach().numpy().copy()
+            for name, g in zip(self.tensors, gradients, strict=True)
+        }
