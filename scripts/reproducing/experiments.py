@@ -175,8 +175,8 @@ _VU = Section(
             "0.994 (test)", 0.994, 8, _MNIST,
         ),
     ),
-    "Why sigmoid and ReLU come out the other way round than in the report: "
-    "[Sigmoid against ReLU on MNIST](mnist-mlps.md).",
+    "What two numbers, one of sigmoid and one of ReLU, leave open is told in "
+    "`docs/mnist-mlps.md`.",
 )  # fmt: skip
 
 _BEYOND = Section(

@@ -107,7 +107,7 @@ def _table(
         else:
             cells += ["not run", *[""] * (len(heads) - 4)]
         lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _times(done: Sequence[Result]) -> list[str]:
