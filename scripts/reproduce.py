@@ -109,7 +109,9 @@ class _Reproduction:
         for experiment in self._every if changed is None else changed:
             if experiment.figure and results[experiment.name]:
                 path = folder / f"{experiment.name}.png"
-                pictures.draw_curves(path, experiment, results[experiment.name])
+                pictures.draw_curves(
+                    path, experiment, results[experiment.name], self._arguments.quick
+                )
         pictures.draw_overview(folder / "overview.png", self._every, results)
         page = write_page(SECTIONS, results, self.seeds, name, self._arguments.quick)
         path = Path(self._arguments.out) / f"{name}.md"

@@ -135,7 +135,8 @@ def _ran_on(finished: Sequence[Result]) -> str:
     configs = [result.config for result in finished]
     versions = [config.get("versions", {}) for config in configs]
     blas = [
-        f"{pool.get('name')} {pool.get('version')} for {pool.get('core')}"
+        f"{pool.get('name')} {pool.get('version')} for {pool.get('core')} on {pool.get('threads')} "
+        "threads"
         for config in configs
         for pool in config.get("blas", [])[:1]
     ]

@@ -20,7 +20,9 @@ from training.files import write_atomically
 _COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 
 
-def draw_curves(path: Path, experiment: Experiment, results: Mapping[int, Result]) -> None:
+def draw_curves(
+    path: Path, experiment: Experiment, results: Mapping[int, Result], quick: bool
+) -> None:
     """Draw loss and accuracy over steps, each seed thin and their mean bold.
 
     Training values are means over an interval and stand at its middle.
@@ -46,7 +48,8 @@ def draw_curves(path: Path, experiment: Experiment, results: Mapping[int, Result
         axes.legend(fontsize=9)
     seeds = ", ".join(map(str, sorted(results)))
     how = f"seeds {seeds} and their mean" if len(results) > 1 else f"seed {seeds}"
-    figure.suptitle(f"{experiment.command}: {how}", fontsize=10)
+    shortened = ", shortened" if quick else ""
+    figure.suptitle(f"{experiment.command}: {how}{shortened}", fontsize=10)
     _save(figure, path)
 
 

@@ -221,6 +221,7 @@ class Commands:
         root = str(Path(scripts.__file__).resolve().parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        log.unlink(missing_ok=True)  # a command that outlived its parent may still write to it
         with log.open("wb") as output:
             # A session of its own: Ctrl-C reaches it once, through us.
             self._process = subprocess.Popen(
