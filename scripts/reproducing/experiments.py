@@ -113,19 +113,19 @@ _UVA = Section(
         ),
         Experiment(
             "torch-mlp-sgd-lr", "train-mlp-pytorch --preset uva-2018 --lr 2e-4",
-            "not in it", None, 0.4, _MLP, figure=True,
+            "not in it", None, 0.4, _MLP, _SEEDS, figure=True,
         ),
         Experiment(
             "torch-mlp-200", f"{_REPORT} --hidden-dims 200 --lr 2e-3 --max-steps 1500",
-            "a figure", None, 0.5, _MLP, figure=True,
+            "a figure", None, 0.5, _MLP, _SEEDS, figure=True,
         ),
         Experiment(
             "torch-mlp-lr", f"{_REPORT} --hidden-dims 200 --lr 2e-4 --max-steps 1500",
-            "a figure", None, 0.5, _MLP, figure=True,
+            "a figure", None, 0.5, _MLP, _SEEDS, figure=True,
         ),
         Experiment(
             "torch-mlp-3000", f"{_REPORT} --hidden-dims 200 --lr 2e-4 --max-steps 3000",
-            "a figure", None, 0.9, _MLP, figure=True,
+            "a figure", None, 0.9, _MLP, _SEEDS, figure=True,
         ),
         Experiment("torch-mlp-best", _REPORT, "0.52", 0.52, 1, _MLP, _SEEDS, figure=True),
         Experiment(
@@ -134,7 +134,7 @@ _UVA = Section(
         ),
         Experiment(
             "convnet-batchnorm", "train-convnet --preset uva-2018 --norm manual",
-            "not finished", None, 20, _CONVNET, figure=True,
+            "not finished", None, 14, _CONVNET, figure=True,
         ),
     ),
     "The report's figures are read as changes that add up: 200 hidden units; with them a learning "
@@ -156,23 +156,23 @@ _VU = Section(
     (
         Experiment(
             "vu-sigmoid", "train-mlp-numpy --preset vu-sigmoid",
-            "0.972 (validation)", 0.972, 3, _MNIST, _SEEDS, "validation",
+            "0.972 (validation)", 0.972, 3, _MNIST, _SEEDS, "validation", figure=True,
         ),
         Experiment(
             "vu-relu", "train-mlp-numpy --preset vu-relu",
-            "0.956 (validation)", 0.956, 3, _MNIST, _SEEDS, "validation",
+            "0.956 (validation)", 0.956, 3, _MNIST, _SEEDS, "validation", figure=True,
         ),
         Experiment(
             "vu-momentum", "train-mlp-numpy --preset vu-momentum",
-            "0.977 (validation)", 0.977, 3, _MNIST, _SEEDS, "validation",
+            "0.977 (validation)", 0.977, 3, _MNIST, _SEEDS, "validation", figure=True,
         ),
         Experiment(
             "vu-mlp", "train-mlp-pytorch --preset vu-mnist",
-            "0.981 (test)", 0.981, 8, _MNIST,
+            "0.981 (test)", 0.981, 8, _MNIST, figure=True,
         ),
         Experiment(
             "vu-convnet", "train-convnet --preset vu-mnist",
-            "0.994 (test)", 0.994, 10, _MNIST,
+            "0.994 (test)", 0.994, 10, _MNIST, figure=True,
         ),
     ),
     "What two numbers, one of sigmoid and one of ReLU, leave open is told in "
