@@ -1,0 +1,1 @@
+"""What ``scripts/reproduce.py`` runs, how, and what it writes of it."""
