@@ -1,9 +1,10 @@
 """Prove a backward pass, or say where it is wrong and what kind of wrong it looks like.
 
-TARGET is a file, file.py:ClassName, or a package (a folder or a dotted name). Looked for are modules
-in the course's style (forward, backward, params, grads), losses, torch.autograd.Functions, nn.Modules
-around them, and Ops of a graph engine. Every gradient is compared with differences of the forward
-pass in float64, at random parameters, with a random upstream gradient and sizes that differ.
+TARGET is a file, file.py:ClassName, or a package (a folder or a dotted name). Looked for are
+modules in the course's style (forward, backward, params, grads), losses, torch.autograd.Functions,
+nn.Modules around them, and Ops of a graph engine. Every gradient is compared with differences of
+the forward pass in float64, at random parameters, with a random upstream gradient and sizes that
+differ.
 
 The code is run as it is, in a process of its own.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -61,6 +63,8 @@ def _target(text: str) -> tuple[Path, list[str]]:
         raise UserError(
             f"{path} does not exist; TARGET is a .py file, file.py:ClassName, or a package"
         )
+    if Path(path).is_file() and not path.endswith(".py"):
+        raise UserError(f"{path} is no Python file; TARGET is a .py file, or a package")
     return Path(path), _split(names)
 
 
@@ -118,7 +122,9 @@ def _number(option: str, text: str, most: float) -> float:
     except ValueError:
         value = -1.0
     if not 0 < value <= most:
-        raise UserError(f"{option} {text} is out of range; expected a number above 0, up to {most:g}")
+        raise UserError(
+            f"{option} {text} is out of range; expected a number above 0, up to {most:g}"
+        )
     return value
 
 
@@ -187,13 +193,16 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
         why += f": {last}" if last and child.returncode > 0 else ""
     finding = {
         **dict.fromkeys(("error", "where", "numerical", "analytic")),
-        **{"variable": "", "verdict": "WRONG", "point": ""},
-        **{"diagnosis": diagnosis, "explanation": why},
+        "variable": "",
+        "verdict": "WRONG",
+        "point": "",
+        "diagnosis": diagnosis,
+        "explanation": why,
     }
     outcome.results.append(
         {**begun, "file": order["path"], "settings": {}, "seconds": None, "findings": [finding]}
     )
-    return begun["kind"] != "import"
+    return bool(begun["kind"] != "import")
 
 
 def _wait(child: subprocess.Popen[bytes], events: Path, time_limit: float) -> bool:
@@ -211,10 +220,8 @@ def _wait(child: subprocess.Popen[bytes], events: Path, time_limit: float) -> bo
 def _end(child: subprocess.Popen[bytes]) -> None:
     """End the child and whatever it has started."""
     if os.name == "posix":
-        try:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
     else:
         child.kill()
     child.wait()

@@ -26,7 +26,9 @@ def import_files(path: Path) -> list[ModuleType]:
     if path.is_dir():
         hidden = (".", "test_", "conftest", "setup", "__main__")
         every = sorted(path.rglob("*.py"))
-        files = [f for f in every if not any(p.startswith(hidden) for p in f.relative_to(path).parts)]
+        files = [
+            f for f in every if not any(p.startswith(hidden) for p in f.relative_to(path).parts)
+        ]
     if not files or any(file.suffix != ".py" for file in files):
         raise UserError(f"{path} holds no Python; give a .py file or a folder of them")
     return [_import_file(file.absolute()) for file in files]

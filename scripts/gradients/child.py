@@ -27,6 +27,8 @@ from scripts.gradients.subjects import ContractError, Subject
 from scripts.user_code import import_files
 
 _PLAIN, _VARIED, _ONE, _SQUARE = Sizes(5, 4, 3), Sizes(3, 6, 2), Sizes(1, 4, 3), Sizes(4, 4, 4)
+# What cannot run unless all sizes are equal, and then is wrong.
+_HIDDEN_BY_SQUARES = ("transposed-factor", "transposed-gradient", "flipped-kernel")
 Builder = Callable[[Any, Given, Sizes, bool, np.random.Generator], list[Subject]]
 
 
@@ -63,7 +65,7 @@ def _kind(cls: type) -> Found | str | None:
     if torch is not None and issubclass(cls, torch.autograd.Function):
         return Found(cls, "torch function", guesses.torch_function_subjects)
     if torch is not None and issubclass(cls, torch.nn.Module):
-        if cls.forward is torch.nn.Module.forward:
+        if getattr(cls, "forward") is torch.nn.Module.forward:  # noqa: B009
             return "abstract: it has no forward of its own"
         return Found(cls, "torch module", guesses.torch_module_subjects)
     forward, backward = getattr(cls, "forward", None), getattr(cls, "backward", None)
@@ -85,8 +87,10 @@ def _abstract(function: Any) -> bool:
     return lines[-1].strip().startswith("raise NotImplementedError")
 
 
-def check_class(found: Found, given: Given, tolerance: float) -> tuple[list[Finding], dict[str, Any]]:
-    """Check a class at several points and return a finding for each variable, the worst first found.
+def check_class(
+    found: Found, given: Given, tolerance: float
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Check a class at several points and return a finding for each variable.
 
     Two sizes, with and without the defaults of numbers; a batch of one; the second pass of one
     object; every rank of input that it takes.
@@ -119,13 +123,14 @@ def check_class(found: Found, given: Given, tolerance: float) -> tuple[list[Find
 
 
 def _keep(findings: dict[str, Finding], finding: Finding, number: int) -> None:
-    before = findings.get(finding.variable)
-    key = finding.variable or f"{finding.diagnosis}"
-    if before is None:
+    key = finding.variable or finding.diagnosis
+    before = findings.get(key)
+    worse = before is None or (
+        before.passed and (not finding.passed or (finding.error or 0) > (before.error or 0))
+    )
+    # At other sizes and settings than the first, what cannot be judged says nothing.
+    if worse and (finding.verdict != "NOT CHECKED" or not number):
         findings[key] = finding
-    elif before.passed and (not finding.passed or (finding.error or 0) > (before.error or 0)):
-        if finding.verdict != "NOT CHECKED" or not number:
-            findings[key] = finding
 
 
 def _checked(
@@ -158,7 +163,7 @@ def _as_squares(found: Found, given: Given, tolerance: float) -> Finding | None:
         for subject in found.build(found.cls, given, _SQUARE, False, rng)[:1]:
             with np.errstate(all="ignore"):
                 for finding in check(subject, rng, diagnose, tolerance=tolerance):
-                    if not finding.passed:
+                    if finding.diagnosis in _HIDDEN_BY_SQUARES:
                         return finding
     except Exception:
         return None
@@ -182,7 +187,9 @@ def _their_error(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in _files]
     if not frames:
         return text
-    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}: {text}"
+    return (
+        f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name}: {text}"
+    )
 
 
 def _result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:

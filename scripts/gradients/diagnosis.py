@@ -58,8 +58,9 @@ class _Look:
         self.case, self.name, self.a, self.n = case, name, analytic, numerical
         self.x = case.variables[name]
         self.dout = case.douts[0]
-        self.is_input = name in case.subject.inputs
         batch = case.variables[case.subject.inputs[0]].shape
+        # Of a function all variables are inputs; some are parameters all the same.
+        self.is_input = name in case.subject.inputs and self.x.shape == batch
         self.batch = batch[0] if case.subject.batch_axis and batch else 1
         self.other = tuple(np.random.default_rng(5).standard_normal(d.shape) for d in case.douts)
 
@@ -124,7 +125,10 @@ def _accumulation(look: _Look) -> Answer:
     stale = case.subject.differentiate(case.warm, case.douts)[0][look.name]
     if stale is not None and _same(look.a, stale):
         return "stale-cache", "a second pass still uses what the first forward remembered"
-    return "state", "right in the first pass, wrong in the second: the first leaves something behind"
+    return (
+        "state",
+        "right in the first pass, wrong in the second: the first leaves something behind",
+    )
 
 
 def _shape(look: _Look) -> Answer:
@@ -141,9 +145,9 @@ def _shape(look: _Look) -> Answer:
             return "missing-batch-sum", f"{says}: a sum over {which} is missing{_by(c, look)}"
     if a.size == n.size and (c := _ratio(a.reshape(n.shape), n)) is not None:
         return "wrong-shape", f"{says}; the numbers are right{_by(c, look)}: reshape it"
-    for axes in _axes(look.dout.ndim):
-        if not look.is_input and _same(a.ravel(), look.dout.sum(axis=axes).ravel()):
-            return "wrong-sum-axis", f"{says}: summed over axis {axes[0]} of dout, not the batch"
+    for axis in range(1, look.dout.ndim):
+        if not look.is_input and _same(a, look.dout.sum(axis=axis)):
+            return "wrong-sum-axis", f"{says}: summed over axis {axis} of dout, not the batch"
     if _same(a, look.dout):
         return "local-derivative-missing", f"{says}: dout is passed on as it came"
     return "wrong-shape", says
@@ -169,6 +173,8 @@ def _float32(look: _Look) -> Answer:
 
 def _grainy(look: _Look) -> bool:
     """Say whether the gradient changes by jumps when the upstream changes by next to nothing."""
+    if not look.case.subject.upstream:
+        return False
     (base, *rest), jumps = look.case.douts, []
     for k in range(1, 9):
         moved = look.given_for((base * (1 + k * 1e-9), *rest)) - look.a * (1 + k * 1e-9)
@@ -183,8 +189,8 @@ def _named(c: float, look: _Look) -> str:
         shapes["N - 1"] = look.batch - 1.0
     for label, size in zip("DC", (look.x.shape[-1:], look.dout.shape[-1:]), strict=True):
         if size and float(size[0]) not in shapes.values():
-            shapes[f"{size[0]} (a length of {'this variable' if label == 'D' else 'dout'})"] = float(
-                size[0]
+            shapes[f"{size[0]} (a length of {'this variable' if label == 'D' else 'dout'})"] = (
+                float(size[0])
             )
     numbers = {
         k: float(v)
@@ -250,7 +256,10 @@ def _upstream_powers(look: _Look) -> Answer:
     if look.a.shape == look.dout.shape:
         bad = ~np.isclose(look.a, look.n, rtol=1e-5, atol=1e-9)
         if bad.any() and not (bad & (look.dout > 0)).any():
-            return "upstream-mask", "wrong where the upstream gradient is negative: its sign is taken for that of x"
+            return (
+                "upstream-mask",
+                "wrong where the upstream gradient is negative: its sign is taken for that of x",
+            )
     return "not-linear-in-upstream", "twice the upstream gradient does not give twice the gradient"
 
 
@@ -284,7 +293,10 @@ def _transposed(look: _Look) -> Answer:
     for other, value in look.case.variables.items():
         changes: dict[str, tuple[str, Array]] = {}
         if value.ndim == 2 and value.shape[0] == value.shape[1]:
-            changes["transposed-factor"] = (f"{other} is used transposed, or should be", value.T.copy())
+            changes["transposed-factor"] = (
+                f"{other} is used transposed, or should be",
+                value.T.copy(),
+            )
         if value.ndim >= 3:
             flipped = value[..., ::-1, ::-1].copy()
             changes["flipped-kernel"] = (f"{other} is not turned around as it has to be", flipped)
@@ -315,16 +327,14 @@ def _without(name: str, c: float, look: _Look) -> Answer:
 
 
 def _passed_through(look: _Look) -> Answer:
-    if look.is_input and (c := _ratio(look.a, look.dout)) is not None:
-        return (
-            "local-derivative-missing",
-            f"dout is passed on as it came: the layer's own derivative is missing{_by(c, look)}",
-        )
+    if look.is_input and _same(look.a, look.dout):
+        text = "dout is passed on as it came: the layer's own derivative is missing"
+        return "local-derivative-missing", text
     return None
 
 
 def _fused(look: _Look) -> Answer:
-    """Of a loss of probabilities: is this the gradient with respect to the scores before softmax?"""
+    """Of a loss of probabilities: is it the gradient with respect to the scores before softmax?"""
     if look.case.subject.kind != "loss" or look.x.ndim != 2:
         return None
     # ∂L/∂p = -t/(N p), so that t = -N p ∂L/∂p, and through the softmax it becomes (p - t)/N.
@@ -520,7 +530,10 @@ def _local_derivative(look: _Look) -> Answer:
     if np.abs(true[~diagonal]).max() > 1e-7 * np.abs(true).max():
         return None
     if np.abs(ours[~diagonal]).max() > 1e-7 * np.abs(ours).max():
-        return "mixes-entries", "y is a function of each entry of x alone, but the entries get mixed"
+        return (
+            "mixes-entries",
+            "y is a function of each entry of x alone, but the entries get mixed",
+        )
     worst = int(np.abs(np.diag(ours) - np.diag(true)).argmax())
     return (
         "wrong-derivative",

@@ -61,21 +61,37 @@ class NoInputError(Exception):
     """Nothing that was tried could be run; ``__cause__`` is what came of the first try."""
 
 
-_IN = "in_features n_in in_dim input_dim input_size n_inputs fan_in num_features n_features n_neurons"
-_IN += " features dim d_in d_model size normalized_shape embedding_dim in_size input_features n_dims"
-_OUT = "out_features n_out out_dim output_dim output_size n_outputs fan_out n_classes num_classes"
-_OUT += " d_out out_size n_units units output_features"
-_NUMBERS: dict[str, float] = {
-    **dict.fromkeys("p dropout dropout_p prob drop_prob dropout_rate rate p_drop".split(), 0.3),
-    **dict.fromkeys("alpha neg_slope negative_slope slope leak".split(), 0.3),
-    **dict.fromkeys("eps epsilon".split(), 1e-5),
-    **dict.fromkeys("scale factor temperature lam lmbda exponent power".split(), 1.7),
+# Names of constructor arguments, constants and inputs, by what stands behind them.
+_WORDS = {
+    "in": "in_features n_in in_dim input_dim input_size n_inputs fan_in num_features n_features "
+    "n_neurons features dim d_in d_model size normalized_shape in_size input_features n_dims "
+    "in_channels channels n_channels num_channels c_in",
+    "out": "out_features n_out out_dim output_dim output_size n_outputs fan_out n_classes "
+    "num_classes d_out out_size n_units units output_features out_channels filters n_filters "
+    "num_filters c_out",
+    "probability": "p dropout dropout_p prob drop_prob dropout_rate rate p_drop",
+    "slope": "alpha neg_slope negative_slope slope leak",
+    "eps": "eps epsilon",
+    "scale": "factor temperature lam lmbda exponent power",
+    "hidden": "n_hidden hidden hidden_dims hidden_sizes hidden_units layers",
+    "kernel": "kernel_size kernel k ksize filter_size",
+    "window": "pool_size pool window",
+    "one": "padding pad stride axis dim num_groups groups n_heads num_heads",
+    "rng": "rng generator random_state",
+    "image": "in_channels channels n_channels num_channels kernel_size",
+    "vector": "gamma beta bias b shift scale running_mean running_var",
+    "matrix": "weight weights w matrix kernel wt mat m",
+    "target": "y t target targets label labels y_true truth onehot one_hot t_true gt",
+    "index": "indices targets index labels",
+}
+_NAMES = {kind: set(words.split()) for kind, words in _WORDS.items()}
+_NUMBERS = {
+    **dict.fromkeys(_NAMES["probability"] | _NAMES["slope"], 0.3),
+    **dict.fromkeys(_NAMES["eps"], 1e-5),
+    **dict.fromkeys(_NAMES["scale"], 1.7),
+    "scale": 1.7,
     "momentum": 0.1,
 }
-_VECTORS = set("gamma beta bias b shift scale running_mean running_var".split())
-_MATRICES = set("weight weights w matrix kernel wt mat m".split())
-_TARGETS = set("y t target targets label labels y_true truth onehot one_hot t_true gt".split())
-_HIDDEN = set("n_hidden hidden hidden_dims hidden_sizes hidden_units layers".split())
 
 
 def draw(rng: np.random.Generator, shape: Sequence[int], domain: str = "real") -> Array:
@@ -100,23 +116,15 @@ def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> A
     key = name.lower().strip("_")
     if key in _NUMBERS:
         return _NUMBERS[key]
-    whole: dict[str, Any] = {
-        **dict.fromkeys(_IN.split(), sizes.d),
-        **dict.fromkeys(_OUT.split(), sizes.c),
-        **dict.fromkeys("in_channels channels n_channels num_channels c_in".split(), sizes.d),
-        **dict.fromkeys("out_channels filters n_filters num_filters c_out".split(), sizes.c),
-        **dict.fromkeys("kernel_size kernel k ksize filter_size".split(), 3),
-        **dict.fromkeys("pool_size pool window".split(), 2),
-        **dict.fromkeys("padding pad stride".split(), 1),
-        **dict.fromkeys("axis dim".split(), 1),
-        **dict.fromkeys("rng generator random_state".split(), np.random.default_rng(7)),
-        **dict.fromkeys("num_groups groups n_heads num_heads".split(), 1),
-        **dict.fromkeys(_HIDDEN, [sizes.d + 2]),
-        "seed": 7,
-        "dtype": np.float64,
-    }
-    if key in whole:
-        return whole[key]
+    guesses = {
+        "in": sizes.d, "out": sizes.c, "hidden": [sizes.d + 2], "kernel": 3, "window": 2, "one": 1,
+        "rng": np.random.default_rng(7),
+    }  # fmt: skip
+    for kind, value in guesses.items():
+        if key in _NAMES[kind]:
+            return value
+    if key in ("seed", "dtype"):
+        return {"seed": 7, "dtype": np.float64}[key]
     if "bool" in annotation:
         return False
     if "float" in annotation:
@@ -127,11 +135,11 @@ def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> A
 
 
 def _varied(name: str, default: Any) -> Any:
-    """Return another value than the default of a number, which may hide a mistake (1, above all)."""
+    """Return another value than the default of a number, which may hide a mistake (1 does)."""
     key = name.lower()
     if isinstance(default, bool) or not isinstance(default, int | float):
         return default
-    if key in ("eps", "epsilon"):
+    if key in _NAMES["eps"]:
         return 0.01
     if isinstance(default, float) or key in _NUMBERS:
         return 0.7 * default if default else 0.3
@@ -152,7 +160,7 @@ def constructor_arguments(
         if default is parameter.empty:
             annotation = str(parameter.annotation)
             kwargs[name] = guess_argument(name, annotation, sizes, position)
-        elif name in ("dtype",):
+        elif name == "dtype":
             kwargs[name] = np.float64
         elif name in ("rng", "seed"):
             kwargs[name] = guess_argument(name, "", sizes, position)
@@ -176,7 +184,9 @@ def _required(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter
 
 def _shown(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     named = {str(i): value for i, value in enumerate(args)} | kwargs
-    return {key: value for key, value in named.items() if not isinstance(value, np.random.Generator)}
+    return {
+        key: value for key, value in named.items() if not isinstance(value, np.random.Generator)
+    }
 
 
 def _runs(start: Callable[[], Session], variables: dict[str, Array]) -> BaseException | None:
@@ -211,12 +221,14 @@ def module_subjects(
         template.train()
     parameters = find_parameters(template)
     names = [p.name for p in _required(_signature(template.forward))]
-    if len(names) > 1 and names[1].lower() in _TARGETS:
+    if len(names) > 1 and names[1].lower() in _NAMES["target"]:
         return _loss_subjects(template, names[0], given, sizes, rng, _shown(args, kwargs))
     names = names or ["x"]
     subjects: list[Subject] = []
     first: BaseException | None = None
     for shapes in _module_shapes(len(names), given, sizes, {*kwargs, *map(str, args)}):
+        if subjects and (parameters or len(shapes[0]) != 4):
+            continue  # parameters that fit another rank do so by chance
         for domain in _domains(given):
             x = {name: _value(rng, s, domain, given) for name, s in zip(names, shapes, strict=True)}
             for values in _parameter_values(template, parameters, rng):
@@ -254,7 +266,7 @@ def _module_shapes(
         yield given.shapes if len(given.shapes) == n_inputs else given.shapes[:1] * n_inputs
         return
     n, d, h, w = sizes.n, sizes.d, sizes.h, sizes.w
-    image = bool(settings & set("in_channels channels n_channels num_channels kernel_size".split()))
+    image = bool(settings & _NAMES["image"])
     ranks = [(n, d), (n, d, h, w), (n, d, h), (n, h, d), (d,)]
     if image:
         ranks = [(n, d, h + 2, w + 2), (n, d, h + 2), (n, d)]
@@ -282,7 +294,10 @@ def _parameter_values(
     own = {p.name: np.asarray(_at(template, p.path).params[p.key], np.float64) for p in parameters}
     yield {name: draw(rng, value.shape) for name, value in own.items()}
     yield {name: draw(rng, value.shape, "positive") for name, value in own.items()}
-    yield {name: v * (1 + 0.1 * draw(rng, v.shape)) + 0.01 * draw(rng, v.shape) for name, v in own.items()}
+    yield {
+        name: v * (1 + 0.1 * draw(rng, v.shape)) + 0.01 * draw(rng, v.shape)
+        for name, v in own.items()
+    }
 
 
 def _loss_subjects(
@@ -315,7 +330,9 @@ def _loss_subjects(
             if error is None and any(out.size != 1 for out in start().forward(variables)):
                 error = TypeError("forward(x, y) is expected to return one number, the loss")
             if error is None:
-                subject = Subject(type(template).__name__, "loss", variables, (name,), start, settings)
+                subject = Subject(
+                    type(template).__name__, "loss", variables, (name,), start, settings
+                )
                 subject.upstream = takes == 1
                 return [subject]
             first = first or error
@@ -334,7 +351,7 @@ def _loss_domains(
     probabilities; or, with numbers as targets, numbers."""
     if given.range:
         return ("given",)
-    x = draw(rng, shape)
+    x = draw(rng, shape, "positive")  # a logarithm that is clipped does not change below 0
     try:
         with np.errstate(all="ignore"):
             before, after = (start().forward({name: x + shift})[0] for shift in (0, 0.7))
@@ -372,7 +389,9 @@ def torch_function_subjects(
     cls: Any, given: Given, sizes: Sizes, vary: bool, rng: np.random.Generator
 ) -> list[Subject]:
     """Return a ``torch.autograd.Function`` at each kind of input that it takes."""
-    own_context = any("setup_context" in k.__dict__ for k in cls.__mro__ if k.__module__[:5] != "torch")
+    own_context = any(
+        "setup_context" in k.__dict__ for k in cls.__mro__ if k.__module__[:5] != "torch"
+    )
     parameters = _signature(cls.forward, 0 if own_context else 1)
     numbers = [p for p in parameters if _is_constant(p)]
     names = [p.name for p in parameters if p not in numbers and p.kind is not p.VAR_POSITIONAL]
@@ -397,7 +416,7 @@ def _is_constant(parameter: inspect.Parameter) -> bool:
     plain = any(kind in annotation for kind in ("int", "float", "bool", "str", "Sequence"))
     return (plain and "Tensor" not in annotation) or parameter.name.lower() in {
         *_NUMBERS, "stride", "padding", "kernel_size", "dim", "axis", "training",
-    } - _VECTORS  # fmt: skip
+    } - _NAMES["vector"]  # fmt: skip
 
 
 def _function_subjects(
@@ -451,12 +470,12 @@ def _function_shapes(
     choices: list[list[tuple[int, ...]]] = []
     for i, name in enumerate(names):
         key = name.lower()
-        if key in _VECTORS and i:
+        if key in _NAMES["vector"] and i and names != ["a", "b"]:
             choices.append([(d,), (1, d), (c,), (1, c), (n, d)])
-        elif key in _MATRICES:
+        elif key in _NAMES["matrix"]:
             choices.append([(c, d), (d, c), (d,), (n, d)])
         elif i:
-            choices.append([(n, d), (d, c), (c, d), (d,)])
+            choices.append([(n, d), (d, c), (c, d), (d,), (1, d)])
         else:
             choices.append([(n, d), (n, d, sizes.h, sizes.w), (n, 1), (1, d), (d,)])
     yield from itertools.product(*choices)
@@ -480,7 +499,7 @@ def _constants(
             values[p.name] = given.kwargs[p.name]
         elif p.default is not p.empty:
             values[p.name] = _varied(p.name, p.default) if vary else p.default
-        elif key in ("indices", "targets", "index", "labels"):
+        elif key in _NAMES["index"]:
             values[p.name] = rng.integers(0, x[-1], x[0])
         elif key == "shape":
             values[p.name] = x[::-1]
@@ -506,6 +525,8 @@ def torch_module_subjects(
     first: BaseException | None = None
     subjects: list[Subject] = []
     for shapes in _module_shapes(len(names), given, sizes, set(kwargs)):
+        if subjects and len(shapes[0]) != 4:
+            continue
         for domain in _domains(given):
             x = {name: _value(rng, s, domain, given) for name, s in zip(names, shapes, strict=True)}
             variables = {**x, **{name: draw(rng, value.shape) for name, value in own.items()}}

@@ -55,7 +55,9 @@ class Session:
         """Return the gradient of each variable, given that of each output."""
         raise NotImplementedError
 
-    def _watch(self, kind: str, who: str, given: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    def _watch(
+        self, kind: str, who: str, given: Mapping[str, Any], before: Mapping[str, Any]
+    ) -> None:
         for name, array in given.items():
             if not np.array_equal(np.asarray(array), before[name], equal_nan=True):
                 self.modified.append((kind, f"{who} modified {name} in place"))
@@ -173,7 +175,11 @@ class ModuleSession(Session):
     """A module of the courses: state in the object, gradients of parameters in ``grads``."""
 
     def __init__(
-        self, template: Any, parameters: list[Parameter], inputs: tuple[str, ...], targets: tuple[Any, ...]
+        self,
+        template: Any,
+        parameters: list[Parameter],
+        inputs: tuple[str, ...],
+        targets: tuple[Any, ...],
     ) -> None:
         super().__init__()
         self.module = copy.deepcopy(template)
@@ -206,7 +212,9 @@ class ModuleSession(Session):
         params = {name: array.copy() for name, array in self._params().items()}
         given = {name: array.copy() for name, array in self.given.items()}
         result = self._call(tuple(upstream.values()))
-        self._watch("upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True)))
+        self._watch(
+            "upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True))
+        )
         self._watch("parameter-modified", "backward", self._params(), params)
         self._watch("input-modified", "backward", self.given, given)
         results = result if isinstance(result, tuple | list) else (result,)
@@ -260,7 +268,9 @@ class OpSession(Session):
         upstream = {f"go{i}" if i else "go": dout.copy() for i, dout in enumerate(douts)}
         before = {name: array.copy() for name, array in self.given.items()}
         result = self.op.backward(self.context, *upstream.values())
-        self._watch("upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True)))
+        self._watch(
+            "upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True))
+        )
         self._watch("input-modified", "backward", self.given, before)
         results = tuple(result) if isinstance(result, tuple | list) else (result,)
         if len(results) != len(self.inputs):
@@ -280,9 +290,13 @@ class OpSession(Session):
 
 def _summed_to(gradient: Array, shape: tuple[int, ...]) -> Array:
     extra = gradient.ndim - len(shape)
-    if extra < 0 or any(n not in (1, g) for n, g in zip(shape, gradient.shape[extra:], strict=True)):
+    if extra < 0 or any(
+        n not in (1, g) for n, g in zip(shape, gradient.shape[extra:], strict=True)
+    ):
         return gradient
-    stretched = [i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1]
+    stretched = [
+        i + extra for i, n in enumerate(shape) if n == 1 and gradient.shape[i + extra] != 1
+    ]
     result: Array = gradient.sum(axis=(*range(extra), *stretched)).reshape(shape)
     return result
 
@@ -291,7 +305,7 @@ def _summed_to(gradient: Array, shape: tuple[int, ...]) -> Array:
 
 
 class TorchSession(Session):
-    """A ``torch.autograd.Function``, or an ``nn.Module`` whose backward pass autograd puts together."""
+    """A ``torch.autograd.Function``, or an ``nn.Module`` that autograd goes back through."""
 
     def __init__(
         self,
@@ -348,7 +362,9 @@ class TorchSession(Session):
         )
         for (_, d), old in zip(wanted, before, strict=True):
             if not torch.equal(d, old):
-                self.modified.append(("upstream-modified", "backward modified grad_output in place"))
+                self.modified.append(
+                    ("upstream-modified", "backward modified grad_output in place")
+                )
         return {
             name: None if g is None else g.detach().numpy().copy()
             for name, g in zip(self.tensors, gradients, strict=True)

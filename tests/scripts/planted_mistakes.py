@@ -1,0 +1,560 @@
+"""Layers with one mistake each, as students make them, and the name of that mistake.
+
+``MISTAKES`` maps a class to (diagnosis, variable); the variable is empty where it concerns the
+class as a whole. All of it is plain text to the checker: it is imported as a user's file is.
+"""
+
+import numpy as np
+
+from numpy_mlp.autograd import Op
+
+
+class Layer:
+    """What the linear layers below have in common; correct."""
+
+    def __init__(self, in_features, out_features):
+        rng = np.random.default_rng(0)
+        self.params = {
+            "weight": 1e-4 * rng.standard_normal((out_features, in_features)),
+            "bias": np.zeros(out_features),
+        }
+        self.grads = {name: np.zeros_like(value) for name, value in self.params.items()}
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params["weight"].T + self.params["bias"]
+
+    def backward(self, dout):
+        self.grads["weight"] = dout.T @ self.x
+        self.grads["bias"] = dout.sum(axis=0)
+        return dout @ self.params["weight"]
+
+
+class LinearMeanOfWeightGradient(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = dout.T @ self.x / len(self.x)
+        return dx
+
+
+class LinearNoInput(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = dout.T @ np.ones_like(self.x)
+        return dx
+
+
+class LinearBiasNotSummed(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["bias"] = dout
+        return dx
+
+
+class LinearWeightNotSummed(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = np.einsum("no,ni->noi", dout, self.x)
+        return dx
+
+
+class LinearFirstSampleOnly(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = np.outer(dout[0], self.x[0])
+        return dx
+
+
+class LinearBiasOverFeatures(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["bias"] = dout.sum(axis=1)
+        return dx
+
+
+class LinearBiasKeepsDims(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["bias"] = dout.sum(axis=0, keepdims=True)
+        return dx
+
+
+class LinearWeightTransposed(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = self.x.T @ dout
+        return dx
+
+
+class LinearInputTransposed(Layer):
+    def backward(self, dout):
+        super().backward(dout)
+        return dout @ self.params["weight"].T
+
+
+class LinearSign(Layer):
+    def backward(self, dout):
+        return -super().backward(dout)
+
+
+class LinearUpstreamIgnored(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = np.ones_like(dout).T @ self.x
+        return dx
+
+
+class LinearAccumulates(Layer):
+    def backward(self, dout):
+        self.grads["weight"] += dout.T @ self.x
+        self.grads["bias"] = dout.sum(axis=0)
+        return dout @ self.params["weight"]
+
+
+class LinearUpdatesInBackward(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.params["weight"] -= 0.1 * self.grads["weight"]
+        return dx
+
+
+class LinearStaleInput(Layer):
+    def forward(self, x):
+        if not hasattr(self, "first"):
+            self.first = x
+        self.x = self.first
+        return x @ self.params["weight"].T + self.params["bias"]
+
+
+class LinearForgetsBias(Layer):
+    def backward(self, dout):
+        self.grads["weight"] = dout.T @ self.x
+        self.grads.pop("bias", None)
+        return dout @ self.params["weight"]
+
+
+class LinearBiasZero(Layer):
+    def backward(self, dout):
+        self.grads["weight"] = dout.T @ self.x
+        return dout @ self.params["weight"]
+
+
+class LinearReturnsNothing(Layer):
+    def backward(self, dout):
+        super().backward(dout)
+
+
+class LinearFloat32Gradient(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["weight"] = dout.T.astype(np.float32) @ self.x.astype(np.float32)
+        return dx
+
+
+class LinearFloat32Forward(Layer):
+    def forward(self, x):
+        self.x = x
+        return super().forward(x).astype(np.float32)
+
+
+class LinearHalf(Layer):
+    def backward(self, dout):
+        return 0.5 * super().backward(dout)
+
+
+class LinearBatchOfOne(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["bias"] = dout.squeeze().sum(axis=0)
+        return dx
+
+
+class ReLUInPlace:
+    def forward(self, x):
+        self.mask = x > 0
+        x[~self.mask] = 0
+        return x
+
+    def backward(self, dout):
+        return dout * self.mask
+
+
+class ReLUUpstreamInPlace:
+    def forward(self, x):
+        self.mask = x > 0
+        return x * self.mask
+
+    def backward(self, dout):
+        dout[~self.mask] = 0
+        return dout
+
+
+class ReLUNoMask:
+    def forward(self, x):
+        return np.maximum(x, 0)
+
+    def backward(self, dout):
+        return dout
+
+
+class ReLUMaskOfUpstream:
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, 0.3 * x)
+
+    def backward(self, dout):
+        return np.where(dout > 0, dout, 0.3 * dout)
+
+
+class ReLUIgnoresUpstream:
+    def forward(self, x):
+        self.x = x
+        return np.maximum(x, 0)
+
+    def backward(self, dout):
+        return (self.x > 0).astype(np.float64)
+
+
+class ELUNoAlpha:
+    """Right as long as alpha is 1, which is its default."""
+
+    def __init__(self, alpha=1.0):
+        self.alpha = alpha
+
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, self.alpha * (np.exp(np.minimum(x, 0)) - 1))
+
+    def backward(self, dout):
+        return np.where(self.x > 0, dout, dout * np.exp(np.minimum(self.x, 0)))
+
+
+class ELUPassesNegative:
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, np.exp(np.minimum(x, 0)) - 1)
+
+    def backward(self, dout):
+        return dout * np.where(self.x > 0, 1, self.x)
+
+
+class ClipAboveOne:
+    def forward(self, x):
+        self.x = x
+        return np.minimum(x, 1.0)
+
+    def backward(self, dout):
+        return dout.copy()
+
+
+class SigmoidOfInput:
+    def forward(self, x):
+        self.x = x
+        return 1 / (1 + np.exp(-x))
+
+    def backward(self, dout):
+        return dout * self.x * (1 - self.x)
+
+
+class TanhNotSquared:
+    def forward(self, x):
+        self.y = np.tanh(x)
+        return self.y
+
+    def backward(self, dout):
+        return dout * (1 - self.y)
+
+
+class SquareUpstreamSquared:
+    def forward(self, x):
+        self.x = x
+        return x**2
+
+    def backward(self, dout):
+        return dout * dout * 2 * self.x
+
+
+class SquareWithoutX:
+    def forward(self, x):
+        return x**2
+
+    def backward(self, dout):
+        return 2 * dout
+
+
+class SoftMaxElementwise:
+    def forward(self, x):
+        e = np.exp(x - x.max(axis=1, keepdims=True))
+        self.y = e / e.sum(axis=1, keepdims=True)
+        return self.y
+
+    def backward(self, dout):
+        return dout * self.y * (1 - self.y)
+
+
+class SoftMaxOffDiagonalSign(SoftMaxElementwise):
+    def backward(self, dout):
+        y = self.y
+        own = dout * y
+        return own - dout * y * y + y * (own.sum(axis=1, keepdims=True) - own)
+
+
+class SoftMaxOverBatch(SoftMaxElementwise):
+    def backward(self, dout):
+        return self.y * (dout - (dout * self.y).sum(axis=0, keepdims=True))
+
+
+class CrossEntropyNoMean:
+    def forward(self, x, y):
+        return -np.sum(y * np.log(x)) / len(x)
+
+    def backward(self, x, y):
+        return -y / x
+
+
+class CrossEntropyMeanTwice(CrossEntropyNoMean):
+    def backward(self, x, y):
+        return -y / x / len(x) ** 2
+
+
+class CrossEntropySign(CrossEntropyNoMean):
+    def backward(self, x, y):
+        return y / x / len(x)
+
+
+class CrossEntropyFused(CrossEntropyNoMean):
+    def backward(self, x, y):
+        return (x - y) / len(x)
+
+
+class BatchNorm:
+    """Batch normalisation; correct."""
+
+    def __init__(self, n_neurons, eps=1e-5):
+        self.params = {"gamma": np.ones(n_neurons), "beta": np.zeros(n_neurons)}
+        self.grads, self.eps = {}, eps
+
+    def forward(self, x):
+        self.inv_std = 1 / np.sqrt(x.var(axis=0) + self.eps)
+        self.x_hat = (x - x.mean(axis=0)) * self.inv_std
+        return self.params["gamma"] * self.x_hat + self.params["beta"]
+
+    def own(self, dout):
+        self.grads["gamma"] = (dout * self.x_hat).sum(axis=0)
+        self.grads["beta"] = dout.sum(axis=0)
+
+    def backward(self, dout):
+        self.own(dout)
+        d = dout * self.params["gamma"]
+        mean, slope = d.mean(axis=0), (d * self.x_hat).mean(axis=0)
+        return self.inv_std * (d - mean - self.x_hat * slope)
+
+
+class BatchNormNoGamma(BatchNorm):
+    def backward(self, dout):
+        self.own(dout)
+        mean, slope = dout.mean(axis=0), (dout * self.x_hat).mean(axis=0)
+        return self.inv_std * (dout - mean - self.x_hat * slope)
+
+
+class BatchNormConstantStatistics(BatchNorm):
+    def backward(self, dout):
+        self.own(dout)
+        return dout * self.params["gamma"] * self.inv_std
+
+
+class BatchNormNoMeanPath(BatchNorm):
+    def backward(self, dout):
+        self.own(dout)
+        d = dout * self.params["gamma"]
+        return self.inv_std * (d - self.x_hat * (d * self.x_hat).mean(axis=0))
+
+
+class BatchNormNoVariancePath(BatchNorm):
+    def backward(self, dout):
+        self.own(dout)
+        d = dout * self.params["gamma"]
+        return self.inv_std * (d - d.mean(axis=0))
+
+
+class BatchNormSwapped(BatchNorm):
+    def own(self, dout):
+        super().own(dout)
+        self.grads["gamma"], self.grads["beta"] = self.grads["beta"], self.grads["gamma"]
+
+
+class DropoutNewMask:
+    def __init__(self, p=0.4):
+        self.p = p
+
+    def forward(self, x):
+        return x * (np.random.rand(*x.shape) >= self.p) / (1 - self.p)
+
+    def backward(self, dout):
+        return dout * (np.random.rand(*dout.shape) >= self.p) / (1 - self.p)
+
+
+class DropoutNotScaled(DropoutNewMask):
+    def forward(self, x):
+        self.mask = np.random.rand(*x.shape) >= self.p
+        return x * self.mask / (1 - self.p)
+
+    def backward(self, dout):
+        return dout * self.mask
+
+
+class Crashes:
+    def forward(self, x):
+        return x**2
+
+    def backward(self, dout):
+        return dout * self.nowhere
+
+
+class NotFinite:
+    def forward(self, x):
+        self.x = x
+        return np.abs(x)
+
+    def backward(self, dout):
+        return dout * self.x / np.where(self.x > 0, self.x, 0)
+
+
+class NeverTheSame:
+    def forward(self, x):
+        return x + np.random.default_rng().standard_normal(x.shape)
+
+    def backward(self, dout):
+        return dout
+
+
+class DivideSwapped(Op):
+    @staticmethod
+    def forward(context, a, b):
+        context["a"], context["b"] = a, b
+        return a / b
+
+    @staticmethod
+    def backward(context, go):
+        a, b = context["a"], context["b"]
+        return -go * a / b**2, go / b
+
+
+class DivideNoSign(Op):
+    @staticmethod
+    def forward(context, a, b):
+        context["a"], context["b"] = a, b
+        return a / b
+
+    @staticmethod
+    def backward(context, go):
+        a, b = context["a"], context["b"]
+        return go / b, go * a / b**2
+
+
+class MatrixProductNotTransposed(Op):
+    @staticmethod
+    def forward(context, a, b):
+        if a.shape[1] != b.shape[0]:
+            raise ValueError("shapes")
+        context["a"], context["b"] = a, b
+        return a @ b
+
+    @staticmethod
+    def backward(context, go):
+        return go @ context["b"], context["a"].T @ go
+
+
+class NormalizeElementwise(Op):
+    @staticmethod
+    def forward(context, x):
+        context["sum"] = x.sum(axis=1, keepdims=True)
+        return x / context["sum"]
+
+    @staticmethod
+    def backward(context, go):
+        return go / context["sum"]
+
+
+class ExpandMean(Op):
+    @staticmethod
+    def forward(context, x, *, dim, repeats):
+        assert x.shape[dim] == 1
+        context["dim"] = dim
+        return np.repeat(x, repeats, axis=dim)
+
+    @staticmethod
+    def backward(context, go):
+        return go.mean(axis=context["dim"], keepdims=True)
+
+
+class TooFewGradients(Op):
+    @staticmethod
+    def forward(context, a, b):
+        context["b"] = b
+        return a * b
+
+    @staticmethod
+    def backward(context, go):
+        return go * context["b"]
+
+
+CORRECT = ("Layer", "BatchNorm")
+MISTAKES = {
+    "LinearMeanOfWeightGradient": ("extra-1/N", "weight"),
+    "LinearNoInput": ("missing-factor", "weight"),
+    "LinearBiasNotSummed": ("missing-batch-sum", "bias"),
+    "LinearWeightNotSummed": ("missing-batch-sum", "weight"),
+    "LinearFirstSampleOnly": ("missing-batch-sum", "weight"),
+    "LinearBiasOverFeatures": ("wrong-sum-axis", "bias"),
+    "LinearBiasKeepsDims": ("wrong-shape", "bias"),
+    "LinearWeightTransposed": ("transposed-gradient", "weight"),
+    "LinearInputTransposed": ("transposed-factor", ""),
+    "LinearSign": ("sign", "x"),
+    "LinearUpstreamIgnored": ("upstream-ignored", "weight"),
+    "LinearAccumulates": ("accumulation", "weight"),
+    "LinearUpdatesInBackward": ("parameter-modified", ""),
+    "LinearStaleInput": ("stale-cache", "weight"),
+    "LinearForgetsBias": ("no-gradient", "bias"),
+    "LinearBiasZero": ("zero-gradient", "bias"),
+    "LinearReturnsNothing": ("no-gradient", "x"),
+    "LinearFloat32Gradient": ("float32-noise", "weight"),
+    "LinearFloat32Forward": ("float32-noise", "x"),
+    "LinearHalf": ("constant-factor", "x"),
+    "LinearBatchOfOne": ("wrong-shape", "bias"),
+    "ReLUInPlace": ("input-modified", ""),
+    "ReLUUpstreamInPlace": ("upstream-modified", ""),
+    "ReLUNoMask": ("local-derivative-missing", "x"),
+    "ReLUMaskOfUpstream": ("not-linear-in-upstream", "x"),
+    "ReLUIgnoresUpstream": ("upstream-ignored", "x"),
+    "ELUNoAlpha": ("negative-only", "x"),
+    "ELUPassesNegative": ("negative-only", "x"),
+    "ClipAboveOne": ("local-derivative-missing", "x"),
+    "SigmoidOfInput": ("output-taken-for-input", "x"),
+    "TanhNotSquared": ("wrong-derivative", "x"),
+    "SquareUpstreamSquared": ("not-linear-in-upstream", "x"),
+    "SquareWithoutX": ("missing-factor", "x"),
+    "SoftMaxElementwise": ("off-diagonal-missing", "x"),
+    "SoftMaxOffDiagonalSign": ("off-diagonal-wrong", "x"),
+    "SoftMaxOverBatch": ("mixes-samples", "x"),
+    "CrossEntropyNoMean": ("missing-1/N", "x"),
+    "CrossEntropyMeanTwice": ("extra-1/N", "x"),
+    "CrossEntropySign": ("sign", "x"),
+    "CrossEntropyFused": ("fused-gradient", "x"),
+    "BatchNormNoGamma": ("missing-factor", "x"),
+    "BatchNormConstantStatistics": ("off-diagonal-missing", "x"),
+    "BatchNormNoMeanPath": ("mean-path-missing", "x"),
+    "BatchNormNoVariancePath": ("variance-path-missing", "x"),
+    "BatchNormSwapped": ("swapped-gradients", "gamma"),
+    "DropoutNewMask": ("another-mask", "x"),
+    "DropoutNotScaled": ("constant-factor", "x"),
+    "Crashes": ("crash", ""),
+    "NotFinite": ("not-finite", "x"),
+    "NeverTheSame": ("random-forward", ""),
+    "DivideSwapped": ("swapped-gradients", "a"),
+    "DivideNoSign": ("sign", "b"),
+    "MatrixProductNotTransposed": ("transposed-factor", ""),
+    "NormalizeElementwise": ("off-diagonal-missing", "x"),
+    "ExpandMean": ("constant-factor", "x"),
+    "TooFewGradients": ("no-gradient", ""),
+}

@@ -1,0 +1,375 @@
+"""Planted mistakes are named, correct layers pass, and whatever a user's file does is theirs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from planted_mistakes import CORRECT, MISTAKES
+from random_shapes import correct_classes, false_alarms
+
+from scripts.check_gradients import main
+from scripts.gradients.checking import Case, check, compare
+from scripts.gradients.child import check_class
+from scripts.gradients.diagnosis import diagnose
+from scripts.gradients.guesses import Given, Sizes, draw
+from scripts.gradients.subjects import Array, Session
+
+PLANTED = Path(__file__).with_name("planted_mistakes.py")
+
+
+def run(
+    capsys: pytest.CaptureFixture[str], *argv: str
+) -> tuple[int, dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return the exit status, the classes by name, and the whole report."""
+    status = main([*argv, "--json"])
+    report = json.loads(capsys.readouterr().out)
+    return status, {result["class"]: result for result in report["classes"]}, report
+
+
+def wrong(result: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(f["diagnosis"], f["variable"]) for f in result["findings"] if f["verdict"] != "ok"]
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "scripts.check_gradients", str(PLANTED), "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    return {found["class"]: found for found in json.loads(result.stdout)["classes"]}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_planted_mistake_is_named(name: str, planted: dict[str, dict[str, Any]]) -> None:
+    found = wrong(planted[name])
+    assert MISTAKES[name] in found
+    assert {diagnosis for diagnosis, _ in found} == {MISTAKES[name][0]}
+
+
+def test_enough_are_planted_and_none_goes_unlooked_at(planted: dict[str, Any]) -> None:
+    assert len(MISTAKES) >= 50
+    assert len({diagnosis for diagnosis, _ in MISTAKES.values()}) >= 25
+    assert planted.keys() == {*MISTAKES, *CORRECT}
+
+
+@pytest.mark.parametrize("name", CORRECT)
+def test_what_the_mistakes_are_planted_in_is_right(name: str, planted: dict[str, Any]) -> None:
+    assert wrong(planted[name]) == []
+    assert planted[name]["findings"]
+
+
+def test_the_worst_entry_is_named_with_both_values(planted: dict[str, Any]) -> None:
+    (finding,) = (f for f in planted["LinearSign"]["findings"] if f["variable"] == "x")
+    assert finding["error"] == pytest.approx(2, rel=1e-6)
+    assert finding["analytic"] == pytest.approx(-finding["numerical"], rel=1e-6)
+    assert len(finding["where"]) == 2 and finding["verdict"] == "WRONG"
+
+
+def test_a_crash_names_the_users_own_line(planted: dict[str, Any]) -> None:
+    (finding,) = (f for f in planted["Crashes"]["findings"] if f["verdict"] == "WRONG")
+    line = next(
+        i for i, text in enumerate(PLANTED.read_text().splitlines(), 1) if "self.nowhere" in text
+    )
+    assert (
+        f"planted_mistakes.py, line {line}, in backward: AttributeError" in finding["explanation"]
+    )
+
+
+def test_correct_layers_at_random_shapes() -> None:
+    alarms, checked = false_alarms(92, seed=1)
+    assert alarms == []
+    assert len(checked) == len(correct_classes()) >= 45
+
+
+@pytest.mark.parametrize("found", correct_classes(), ids=lambda found: found.cls.__name__)
+def test_an_error_of_a_thousandth_is_found_in_everything_of_ours(found: Any) -> None:
+    rng = np.random.default_rng(3)
+    (subject, *_) = found.build(found.cls, Given(), Sizes(4, 3, 2), False, rng)
+    begin = subject.start
+
+    class Spoilt(Session):
+        def __init__(self) -> None:
+            self.session = begin()
+            self.modified = self.session.modified
+
+        def forward(self, variables: Any) -> tuple[Array, ...]:
+            return self.session.forward(variables)
+
+        def backward(self, douts: tuple[Array, ...]) -> dict[str, Array | None]:
+            gradients = self.session.backward(douts)
+            return {n: None if g is None else g * 1.001 for n, g in gradients.items()}
+
+    subject.start = Spoilt
+    for finding in check(subject, rng, diagnose):
+        assert (finding.verdict, finding.diagnosis) == ("WRONG", "constant-factor"), finding
+        assert "1.001 times" in finding.explanation
+
+
+@pytest.mark.parametrize("spoil", [1e-4, -1e-4])
+def test_one_wrong_entry_is_enough(spoil: float) -> None:
+    numerical = draw(np.random.default_rng(0), (4, 3))
+    analytic = numerical.copy()
+    assert compare(analytic, numerical, np.zeros((4, 3)), 1e-6)[2]
+    analytic[2, 1] += spoil
+    error, where, passed = compare(analytic, numerical, np.zeros((4, 3)), 1e-6)
+    assert not passed and where == (2, 1)
+    assert error == pytest.approx(1e-4 / abs(numerical[2, 1]), rel=1e-2)
+    analytic[2, 1] = np.nan
+    assert not compare(analytic, numerical, np.zeros((4, 3)), 1e-6)[2]
+
+
+def test_a_kink_is_no_mistake() -> None:
+    """At 0 the difference of a ReLU is 1/2, and at 2e-5 it is between 0 and 1."""
+    from numpy_mlp.modules import activations
+    from scripts.gradients.child import find
+
+    (found, *_) = find([activations])[0]
+    (subject, *_) = found.build(found.cls, Given(), Sizes(4, 3, 2), False, np.random.default_rng(0))
+    subject.variables["x"][0, 0], subject.variables["x"][1, 1] = 2e-5, 0.0
+    (finding,) = check(subject, np.random.default_rng(0), diagnose)
+    assert finding.passed
+    case = Case(subject, subject.variables, (np.ones((4, 3)),))
+    gradient, doubt = case.truth("x")
+    assert abs(gradient[0, 0] - 1) > 0.05 and doubt[0, 0] > 0.05 and doubt[2, 2] < 1e-9
+
+
+def test_values_are_apart_from_zero_and_from_one_another() -> None:
+    for seed in range(20):
+        values = np.sort(draw(np.random.default_rng(seed), (5, 6)), axis=None)
+        assert np.diff(values).min() > 0.01 and np.abs(values).min() > 0.3
+        assert (values < 0).sum() == 15
+
+
+# --- what a user's file may do --------------------------------------------------------------------
+
+
+def write(folder: Path, text: str, name: str = "modules.py") -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+SQUARE = """
+class Square:
+    def forward(self, x):
+        self.x = x
+        return x ** 2
+    def backward(self, dout):
+        return 2 * self.x * dout
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        ("import sys\nsys.exit(3)", "crash", "SystemExit"),
+        ("import os\nos._exit(3)", "crash", "ended its process with exit status 3"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "crash", "signal SIGSEGV"),
+        ("class A(:\n  pass", "crash", "modules.py, line 1: SyntaxError"),
+        ("import nowhere_at_all", "crash", "modules.py, line 1, in <module>: ModuleNotFoundError"),
+        ("while True: pass", "time-out", "did not finish within 1 s"),
+    ],
+)
+def test_a_file_that_cannot_be_imported(
+    text: str, kind: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit = ["--time-limit", "1"] if kind == "time-out" else []
+    status, classes, report = run(capsys, write(tmp_path, text), *limit)
+    assert status == 1 and not report["passed"]
+    (finding,) = classes["modules.py"]["findings"]
+    assert finding["diagnosis"] == kind and says in finding["explanation"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "says"),
+    [
+        ("while True: pass", "time-out", "endless loop"),
+        ("import os; os._exit(7)", "crash", "exit status 7"),
+        ("import os; os.kill(os.getpid(), 9)", "crash", "signal SIGKILL"),
+        ("raise RuntimeError('mine')", "crash", "line 7, in backward: RuntimeError: mine"),
+        ("return self.backward(dout)", "crash", "RecursionError"),
+        ("raise SystemExit(0)", "crash", "SystemExit"),
+        ("return 'dx'", "wrong-type", "not numbers"),
+        ("return dout[None]", "wrong-shape", "shape (1, 5, 4), expected (5, 4)"),
+    ],
+)
+def test_a_class_that_misbehaves_leaves_the_others_checked(
+    body: str, kind: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import numpy as np\nclass Bad:\n def forward(self, x):\n  print('noise')\n  return x\n"
+    text += f" def backward(self, dout):\n  {body}\n{SQUARE}"
+    limit = ["--time-limit", "2"] if kind == "time-out" else []
+    status, classes, _ = run(capsys, write(tmp_path, text), *limit)
+    assert status == 1
+    found = wrong(classes["Bad"])
+    assert kind in {diagnosis for diagnosis, _ in found}
+    assert any(says in f["explanation"] for f in classes["Bad"]["findings"])
+    assert wrong(classes["Square"]) == [] and classes["Square"]["findings"]
+
+
+def test_names_of_our_packages_and_relative_imports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder with a training.py of its own, and a package whose files import one another."""
+    write(tmp_path, "factor = 2\n", "training.py")
+    beside = SQUARE.replace("2 * self", "training.factor * self")
+    assert run(capsys, write(tmp_path, f"import training\n{beside}"))[0] == 0
+    package = tmp_path / "layers"
+    package.mkdir()
+    write(package, "", "__init__.py")
+    write(package, "factor = 2\n", "numbers.py")
+    write(package, f"from .numbers import factor\n{SQUARE.replace('2 * s', 'factor * s')}")
+    write(package, "raise RuntimeError('never')", "test_layers.py")
+    status, classes, _ = run(capsys, str(package))
+    assert status == 0 and list(classes) == ["Square"]
+
+
+def test_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, SQUARE + SQUARE.replace("Square", "Wrong").replace("2 *", "3 *"))
+    assert run(capsys, file)[0] == 1
+    status, classes, _ = run(capsys, f"{file}:Square")
+    assert status == 0 and list(classes) == ["Square"]
+    status, classes, _ = run(capsys, "numpy_mlp.modules.softmax")
+    assert status == 0 and list(classes) == ["SoftMaxModule"]
+
+
+def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path, SQUARE + SQUARE.replace("Square", "Wrong").replace("2 *", "-2 *"))
+    assert main([file]) == 1
+    out = capsys.readouterr().out
+    assert "Square()  [module]\n  x       ok     worst relative error " in out
+    assert "sign: the sign is wrong [x (5, 4)]" in out
+    assert out.endswith("\n\n1 of 2 right; wrong: Wrong\n")
+
+
+def test_arguments_and_shapes_that_are_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+class Weird:
+    def __init__(self, mystery, *, power):
+        assert mystery == "yes", "say yes"
+        self.power = power
+    def forward(self, x):
+        assert x.shape == (2, 3, 4) and (x > 5).all(), "not for me"
+        self.x = x
+        return x ** self.power
+    def backward(self, dout):
+        return self.power * self.x ** (self.power - 1) * dout
+"""
+    file = write(tmp_path, text)
+    status, classes, _ = run(capsys, file)
+    (finding,) = classes["Weird"]["findings"]
+    assert status == 1 and finding["verdict"] == "NOT CHECKED"
+    assert "say yes" in finding["explanation"] and "--init" in finding["explanation"]
+    given = ["--init", "'yes', power=3.0"]
+    status, classes, _ = run(capsys, file, *given)
+    (finding,) = classes["Weird"]["findings"]
+    assert status == 1 and "--input-shape" in finding["explanation"]
+    given += ["--input-shape", "2,3,4", "--input-range", "6,7"]
+    status, classes, _ = run(capsys, file, *given)
+    assert status == 0 and wrong(classes["Weird"]) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["nowhere.py"], "nowhere.py does not exist; TARGET is a .py file"),
+        ([str(ROOT / "README.md")], "README.md is no Python file"),
+        (["FILE:Sqare"], "has no class Sqare with forward and backward; did you mean Square?"),
+        (["FILE:Base"], "Base in FILE cannot be checked: it is abstract"),
+        (["EMPTY"], "holds nothing to check"),
+        (["FILE", "--init", "x)"], "--init 'x)' is not a list of plain arguments"),
+        (["FILE", "--init", "print(1)"], "is not a list of plain arguments"),
+        (["FILE", "--input-shape", "a,b"], "--input-shape 'a,b' is not a shape"),
+        (["FILE", "--input-shape", "1000,1000"], "has 1,000,000 entries"),
+        (["FILE", "--input-range", "2,1"], "--input-range '2,1' is not a range"),
+        (["FILE", "--tolerance", "0"], "--tolerance 0 is out of range"),
+        (["FILE", "--time-limit", "nan"], "--time-limit nan is out of range"),
+    ],
+)
+def test_bad_usage_ends_in_one_line(
+    argv: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "\nclass Base:\n def forward(self, x):\n  raise NotImplementedError\n"
+    base += " def backward(self, dout):\n  raise NotImplementedError\n"
+    file = write(tmp_path, SQUARE + base)
+    empty = write(tmp_path, "x = 1\n", "empty.py")
+    argv = [a.replace("FILE", file).replace("EMPTY", empty) for a in argv]
+    assert main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+    assert says.replace("FILE", file) in captured.err and captured.out == ""
+
+
+TORCH = """
+import torch
+
+class {name}(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, gamma, beta, eps=1e-5):
+        mean = input.mean(0)
+        inv_std = (input.var(0, unbiased=False) + eps).rsqrt()
+        x_hat = (input - mean) * inv_std
+        ctx.save_for_backward(x_hat, gamma, inv_std)
+        return gamma * x_hat + beta
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        x_hat, gamma, inv_std = ctx.saved_tensors
+        d = grad_output * gamma
+        dx = inv_std * (d - d.mean(0) - x_hat * (d * x_hat).mean(0))
+        dgamma, dbeta = (grad_output * x_hat).sum(0), grad_output.sum(0)
+        {mistake}
+        return dx, dgamma, dbeta, None
+"""
+
+
+TORCH_MISTAKES = {
+    "pass": [],
+    "dx = grad_output * gamma * inv_std": [("off-diagonal-missing", "input")],
+    "dgamma = dgamma / len(x_hat)": [("extra-1/N", "gamma")],
+    "dbeta = grad_output[0]": [("missing-batch-sum", "beta")],
+    "dgamma, dbeta = dbeta, dgamma": [
+        ("swapped-gradients", "gamma"),
+        ("swapped-gradients", "beta"),
+    ],
+    "dbeta = None": [("no-gradient", "beta")],
+    "grad_output.mul_(0)": [("upstream-modified", "")],
+    "return dx, dgamma": [("crash", "")],
+}
+
+
+def test_autograd_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    texts = [TORCH.format(name=f"Norm{i}", mistake=m) for i, m in enumerate(TORCH_MISTAKES)]
+    status, classes, _ = run(capsys, write(tmp_path, "\n".join(texts)))
+    assert status == 1
+    found = [wrong(classes[f"Norm{i}"]) for i in range(len(texts))]
+    assert dict(zip(TORCH_MISTAKES, found, strict=True)) == TORCH_MISTAKES
+
+
+def test_torch_is_not_imported_for_numpy() -> None:
+    code = (
+        "import io, sys\nfrom scripts.gradients.child import main\n"
+        "order = dict(path='numpy_mlp/modules/softmax.py', names=[], args=[], kwargs={}, shapes=[],"
+        "range=None, done=[], tolerance=1e-6)\n"
+        "main(order, io.StringIO())\nassert not {'torch', 'matplotlib'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PLANTED.parents[2])
+
+
+def test_every_size_of_a_variable_is_looked_at() -> None:
+    """The same class passes at several points; the report keeps the worst."""
+    from numpy_mlp.modules import linear
+    from scripts.gradients.child import find
+
+    ((found, *_), _) = find([linear])
+    findings, settings = check_class(found, Given(), 1e-6)
+    assert [f.variable for f in findings] == ["x", "weight", "bias"]
+    assert settings["in_features"] == 4 and all(f.passed for f in findings)
