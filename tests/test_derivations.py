@@ -725,12 +725,12 @@ def test_links_within_the_page_and_to_files_lead_somewhere() -> None:
 
 def test_mathematics_is_written_so_that_code_hosts_render_it() -> None:
     # $`...`$ keeps Markdown's hands off underscores and backslashes. GitHub wants white space or
-    # punctuation around it, and a bare dollar elsewhere would open a formula of its own.
+    # punctuation around it (not even an opening bracket), and a bare dollar opens a formula.
     prose = _prose()
     inline = re.compile(r"\$`([^`$]+)`\$")
     for match in inline.finditer(prose):
         before, after = prose[match.start() - 1], prose[match.end()]
-        assert before in " \n(" and after in " \n.,:;)", prose[match.start() - 20 : match.end() + 9]
+        assert before in " \n" and after in " \n.,:;)", prose[match.start() - 20 : match.end() + 9]
         assert "\n" not in match[1], match[1]
     assert "$" not in re.sub(r"`[^`\n]*`", "", inline.sub("", prose))
     assert not re.search(r"[_*]\$`|`\$[_*]|\[[^\]\n]*\$`[^\]\n]*\]\(", prose)  # emphasis, links
