@@ -2,7 +2,7 @@
 
 In every ``backward``, ``go`` is ∂L/∂output; the formula above it is the chain rule for one element.
 Elementwise ops broadcast as NumPy does and leave it to the engine to sum their gradients back to
-the shapes that went in.
+the shapes that went in. docs/derivations.md derives them a line at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The layers and losses, one family per file, each with its derivation beside its code."""
+"""The layers and losses, one family per file, each with its derivation beside its code.
+
+At length, from indices to code, the derivations stand in docs/derivations.md.
+"""
 
 from numpy_mlp.modules.activations import (
     ELUModule,
