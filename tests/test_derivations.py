@@ -1,6 +1,7 @@
 """docs/derivations.md is right: its functions, its quotations, its links and its formulas.
 
-``python tests/test_derivations.py`` puts the line numbers of quoted code right after it has moved.
+``PYTHONPATH=. python tests/test_derivations.py`` puts the line numbers of quoted code right after
+it has moved.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from numpy_mlp.optim import SGD, AdamW
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/derivations.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-RENUMBER = "run `python tests/test_derivations.py` if it has only moved"
+RENUMBER = "run `PYTHONPATH=. python tests/test_derivations.py` if it has only moved"
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Any]
