@@ -24,7 +24,7 @@ from scripts.comparing import report
 from scripts.comparing.child import Guard, run_guarded
 from scripts.comparing.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
 from scripts.comparing.lockstep import Comparison, Contestant
-from scripts.comparing.user_modules import UserCodeError, UserEngine, load_classes, where_defined
+from scripts.comparing.user_modules import UserCodeError, UserEngine, load_classes
 from scripts.train_mlp_numpy import build_learner
 from training.cli import guarded, requires_torch
 from training.config import NumpyMLPSettings, parse_command_line, setting

@@ -247,8 +247,8 @@ class Comparison:
             index = f"[{', '.join(map(str, at))}]" if at else ""
             source = self._source(place, contestant.classes)
             text = (
-                f"the first thing to differ is {self._describe(place)}{index}{source}: {contestant.name} "
-                f"{float(np.asarray(found[place])[at]):.9g}, {self.reference} "
+                f"the first thing to differ is {self._describe(place)}{index}{source}: "
+                f"{contestant.name} {float(np.asarray(found[place])[at]):.9g}, {self.reference} "
                 f"{float(np.asarray(value)[at]):.9g} ({relative:.1e} of the largest; everything "
                 f"before it agrees within {worst_before:.1e})"
             )

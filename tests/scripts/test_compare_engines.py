@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from numpy_mlp import MLP
+from numpy_mlp.learner import NumpyLearner
+from numpy_mlp.modules import CrossEntropyModule, ReLUModule
+from numpy_mlp.optim import SGD
 from scripts import compare_engines
 from scripts.comparing.engines import GraphEngine, Place
 from scripts.comparing.user_modules import UserEngine
@@ -99,11 +105,14 @@ for _ours, _theirs in (
 SMALL = ["--hidden-dims", "12", "12", "--steps", "4", "--seed", "1"]
 
 
+Compare = Callable[..., tuple[int, str, Any]]
+
+
 @pytest.fixture
-def compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+def compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Compare:
     """Run the command on digits, a student's modules among the engines; return what it said."""
 
-    def run(text: str, *options: str) -> tuple[int, str, dict]:  # type: ignore[type-arg]
+    def run(text: str, *options: str) -> tuple[int, str, Any]:
         path, out = tmp_path / "modules.py", tmp_path / "out"
         path.write_text(text)
         argv = ["--modules", str(path), "--engines", "modules", "--out", str(out), *SMALL]
@@ -117,6 +126,23 @@ def compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]):  # type: ignore[
         )
 
     return run
+
+
+@pytest.fixture
+def compare_here(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Compare:
+    """The same without a process of its own, which takes longer to start than all the rest."""
+
+    class NoGuard:
+        def start(self) -> None: ...
+
+        def running(self, what: str) -> None: ...
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "modules", raising=False)
+    monkeypatch.setattr(
+        compare_engines, "run_guarded", lambda target, settings, *rest: target(settings, NoGuard())
+    )
+    return compare
 
 
 @pytest.mark.parametrize(
@@ -156,20 +182,26 @@ def test_the_engines_agree_on_cifar10(real_data: Path, tmp_path: Path) -> None:
     assert report["losses"][-1] < report["losses"][0]
 
 
+def test_correct_modules_pass_in_a_process_of_their_own(compare: Compare) -> None:
+    status, said, _ = compare(MODULES)
+    assert status == 0, said
+    assert "yours agrees with modules" in said
+
+
 @pytest.mark.parametrize("text", [MODULES, MODULES_2018], ids=["2020", "2018"])
 @pytest.mark.parametrize("activation", ["relu", "elu"])
-def test_correct_modules_pass(compare, text: str, activation: str) -> None:  # type: ignore[no-untyped-def]
-    status, said, report = compare(text, "--activation", activation, "--momentum", "0.9")
+def test_correct_modules_pass(compare_here: Compare, text: str, activation: str) -> None:
+    status, said, report = compare_here(text, "--activation", activation, "--momentum", "0.9")
     assert status == 0, said
     assert "yours agrees with modules" in said
     assert 0 < report["engines"]["yours"]["steps"][-1]["parameter"] < 1e-14
 
 
-def test_one_layer_among_ours(compare) -> None:  # type: ignore[no-untyped-def]
+def test_one_layer_among_ours(compare_here: Compare) -> None:
     text = "import numpy\n" + MODULES[MODULES.index("class ReLU") : MODULES.index("class ELU")]
-    status, said, _ = compare(text)
+    status, said, _ = compare_here(text)
     assert status == 0 and "modules.py: ReLUModule\n" in said
-    status, said, report = compare(text.replace("dout * self.mask", "dout * ~self.mask"))
+    status, said, report = compare_here(text.replace("dout * self.mask", "dout * ~self.mask"))
     assert status == 1
     assert report["engines"]["yours"]["finding"]["layer"] == 3
 
@@ -209,17 +241,18 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named(compare, fault: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_planted_fault_is_named(compare_here: Compare, fault: str) -> None:
     right, wrong, (layer, what) = FAULTS[fault]
     assert MODULES.count(right) == 1
     text = MODULES.replace(right, wrong)
     if "FIRST" in wrong:  # the first ReLU that is made in each network
         text = text.replace(
             "class ReLUModule(object):\n",
-            "MADE = []\nFIRST = [0]\n\n\nclass ReLUModule(object):\n    def __init__(self):\n"
-            "        MADE.append(self)\n        if len(MADE) % 2:\n            FIRST[0] = id(self)\n\n",
+            "MADE, FIRST = [], [0]\n\nclass ReLUModule(object):\n    def __init__(self):\n"
+            "        MADE.append(self)\n        if len(MADE) % 2:\n"
+            "            FIRST[0] = id(self)\n\n",
         )
-    status, said, report = compare(text)
+    status, said, report = compare_here(text)
     assert status == 1, said
     finding = report["engines"]["yours"]["finding"]
     assert (finding["kind"], finding["layer"], finding["what"]) == ("layer", layer, what), said
@@ -231,13 +264,13 @@ def test_a_planted_fault_is_named(compare, fault: str) -> None:  # type: ignore[
     assert report["engines"]["yours"]["first_step_beyond"] == expected_step
 
 
-def test_gradients_that_add_up_over_steps(compare) -> None:  # type: ignore[no-untyped-def]
+def test_gradients_that_add_up_over_steps(compare_here: Compare) -> None:
     text = MODULES.replace(
         'self.grads["weight"] = dout.T @ self.x',
         'self.grads["weight"] = dout.T @ self.x + (0 if self.grads["weight"] is None '
         'else self.grads["weight"])',
     )
-    status, said, report = compare(text)
+    status, said, report = compare_here(text)
     finding = report["engines"]["yours"]["finding"]
     assert status == 1 and report["engines"]["yours"]["first_step_beyond"] == 2
     assert (finding["kind"], finding["layer"], finding["what"]) == ("state", 4, "weight"), said
@@ -248,40 +281,100 @@ def test_gradients_that_add_up_over_steps(compare) -> None:  # type: ignore[no-u
     ("right", "wrong", "named"),
     [
         ("dout.T @ self.x", "dout @ self.x", "line 19, in backward (backward of layers.4 (Linear"),
-        ("return x * self.mask", "return x * mask", "in forward (forward of layers.1 (ReLUModule)): NameError"),
-        ("out_features, in_features) *", "in_features) *", "params['weight'] has shape (64,), expected (12, 64)"),
-        ("import numpy as np", "import numpy as np\nimport nosuch", "line 3, in the import: ModuleNotFoundError"),
+        (
+            "return x * self.mask",
+            "return x * mask",
+            "in forward (forward of layers.1 (ReLUModule)): NameError",
+        ),
+        (
+            "out_features, in_features) *",
+            "in_features) *",
+            "params['weight'] has shape (64,), expected (12, 64)",
+        ),
+        (
+            "import numpy as np",
+            "import numpy as np\nimport nosuch",
+            "line 3, in the import: ModuleNotFoundError",
+        ),
         ("import numpy as np", "import numpy as np)", "line 2, in the import: SyntaxError"),
         ("import numpy as np", "raise SystemExit(0)", "in the import: SystemExit: 0"),
-        ("in_features, out_features, input_layer=False", "n", "construction of LinearModule: TypeError"),
+        (
+            "in_features, out_features, input_layer=False",
+            "n",
+            "construction of LinearModule: TypeError",
+        ),
         ("        return out\n", "", "forward of layers.0 (LinearModule) returns None"),
         ("return out\n", "return out.T\n", "returns shape (12, 32), expected (32, 12)"),
         ("return out\n", "return out.tolist()\n", "returns a list, expected an array"),
-        ("dx = dout * self.mask", "dx = self.mask", "backward of layers.3 (ReLUModule) returns an array of bool"),
-        ("return x * self.mask", "x[~self.mask] = 0; return x", "forward of layers.1 (ReLUModule) changes its argument"),
-        ("dx = dout * self.mask", "dout[~self.mask] = 0; dx = dout", "backward of layers.3 (ReLUModule) changes its argument"),
-        ("dx = dout @ self", "self.x[:] = 0; dx = dout @ self", "backward of layers.4 (LinearModule) changes"),
-        ("dx = dout @ self", "self.params['bias'] += 1; dx = dout @ self", "changes params['bias']"),
-        ('self.grads["bias"] = dout.sum(axis=0, keepdims=True)', "pass", "layers.4 (LinearModule) leaves no gradient in grads['bias']"),
-        ("dout.sum(axis=0, keepdims=True)", "dout", "grads['bias'] an array of shape (32, 10), expected (10,)"),
+        (
+            "dx = dout * self.mask",
+            "dx = self.mask",
+            "backward of layers.3 (ReLUModule) returns an array of bool",
+        ),
+        (
+            "return x * self.mask",
+            "x[~self.mask] = 0; return x",
+            "forward of layers.1 (ReLUModule) changes its argument",
+        ),
+        (
+            "dx = dout * self.mask",
+            "dout[~self.mask] = 0; dx = dout",
+            "backward of layers.3 (ReLUModule) changes its argument",
+        ),
+        (
+            "dx = dout @ self",
+            "self.x[:] = 0; dx = dout @ self",
+            "backward of layers.4 (LinearModule) changes",
+        ),
+        (
+            "dx = dout @ self",
+            "self.params['bias'] += 1; dx = dout @ self",
+            "changes params['bias']",
+        ),
+        (
+            'self.grads["bias"] = dout.sum(axis=0, keepdims=True)',
+            "pass",
+            "layers.4 (LinearModule) leaves no gradient in grads['bias']",
+        ),
+        (
+            "dout.sum(axis=0, keepdims=True)",
+            "dout",
+            "grads['bias'] an array of shape (32, 10), expected (10,)",
+        ),
         (").mean()", ")", "forward of CrossEntropyModule returns an array of float64, shape (32,)"),
-        ("import numpy as np", "import numpy as np, os; os._exit(0)", "the process ended with exit status 0"),
-        ("self.mask = x > 0", "import ctypes; ctypes.string_at(0)", "forward of layers.1 (ReLUModule)): the process ended with signal SIGSEGV"),
     ],
-)  # fmt: skip
-def test_what_user_code_does_is_reported_as_theirs(  # type: ignore[no-untyped-def]
-    compare, right: str, wrong: str, named: str
+)
+def test_what_user_code_does_is_reported_as_theirs(
+    compare_here: Compare, right: str, wrong: str, named: str
 ) -> None:
     assert right in MODULES
-    status, said, report = compare(MODULES.replace(right, wrong, 1))
+    status, said, report = compare_here(MODULES.replace(right, wrong, 1))
     assert status == 1, said
     assert named in said and "Traceback" not in said
     assert report == {}
     assert len([line for line in said.splitlines() if "modules.py" in line or named in line]) <= 2
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "named"),
+    [
+        ("import numpy as np", "import os; os._exit(0)", "process ended with exit status 0"),
+        (
+            "self.mask = x > 0",
+            "import ctypes; ctypes.string_at(0)",
+            "(forward of layers.1 (ReLUModule)): the process ended with signal SIGSEGV",
+        ),
+        ("dout.T @ self.x", "dout @ self.x", "line 19, in backward (backward of layers.4 (Linear"),
+    ],
+)
+def test_a_process_that_ends(compare: Compare, right: str, wrong: str, named: str) -> None:
+    status, said, report = compare(MODULES.replace(right, wrong, 1))
+    assert (status, report) == (1, {}), said
+    assert named in said and "Traceback" not in said and said.count("modules.py") <= 2
+
+
 @pytest.mark.parametrize("where", ["import numpy as np", "dx = dout * self.mask"])
-def test_an_endless_loop_ends(compare, where: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_endless_loop_ends(compare: Compare, where: str) -> None:
     loop = f"{where}\n" + " " * 8 * (where != "import numpy as np") + "while True: pass"
     text = MODULES.replace(where, loop)
     status, said, _ = compare(text, "--time-limit", "1.5")
@@ -303,16 +396,10 @@ def test_an_engine_that_is_wrong_is_named(
     assert "the update differs, not a layer" in capsys.readouterr().out
     monkeypatch.setattr(
         "numpy_mlp.autograd.learner._ACTIVATIONS",
-        {compare_engines.build_mlp.__globals__["MLP"] and _relu_type(): lambda x: x * 1.001},
+        {ReLUModule: lambda x: x * 1.001},
     )
     assert compare_engines.main(argv) == 1
     assert "the output of layers.1 (ReLUModule)" in capsys.readouterr().out
-
-
-def _relu_type() -> type:
-    from numpy_mlp.modules import ReLUModule
-
-    return ReLUModule
 
 
 def test_rounding_that_grows_is_no_error(
@@ -352,10 +439,12 @@ def test_bad_usage_is_one_line(
     assert err.startswith("error: ") and err.count("\n") == 1 and named in err
 
 
-def test_a_file_without_layers(compare) -> None:  # type: ignore[no-untyped-def]
-    status, said, _ = compare("class Linear:\n    pass\n")
+def test_a_file_without_layers(compare_here: Compare) -> None:
+    status, said, _ = compare_here("class Linear:\n    pass\n")
     assert status == 2 and "has only Linear; expected one or more of LinearModule" in said
-    status, said, _ = compare(MODULES[: MODULES.index("class Linear")] + "class ELUModule: pass")
+    status, said, _ = compare_here(
+        MODULES[: MODULES.index("class Linear")] + "class ELUModule: pass"
+    )
     assert status == 2 and "choose another --activation" in said
 
 
@@ -371,10 +460,6 @@ def test_without_pytorch_the_others_are_compared(tmp_path: Path) -> None:
 
 def test_a_weight_of_the_other_layout(tmp_path: Path) -> None:
     """(in, out), as lectures write it, is no error."""
-    from numpy_mlp import MLP
-    from numpy_mlp.learner import NumpyLearner
-    from numpy_mlp.modules import LinearModule
-    from numpy_mlp.optim import SGD
 
     class Transposed:
         def __init__(self, in_features: int, out_features: int) -> None:
@@ -398,10 +483,6 @@ def test_a_weight_of_the_other_layout(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     x, labels = rng.standard_normal((6, 4)), rng.integers(0, 3, 6)
     trace = engine.trace(x, labels)
-    assert isinstance(model.layers[0], LinearModule)
-    model.forward(x)
-    from numpy_mlp.modules import CrossEntropyModule
-
     model.backward(CrossEntropyModule().backward(model.forward(x), labels))
     np.testing.assert_allclose(
         trace[Place(0, "weight")], model.grads["layers.0.weight"], rtol=1e-12
