@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
-from scripts.comparing.user_modules import UserCodeError, is_theirs
+from scripts.comparing.user_modules import UserCodeError, is_theirs, locate
 
 
 class Guard:
@@ -58,7 +58,7 @@ def run_guarded(
         sender.close()
         try:
             status = int(receiver.recv())
-            process.join()
+            process.join(10)  # a thread of the user's may go on
             return status
         except EOFError:
             process.join()
@@ -87,14 +87,17 @@ def _explain(notes: Path, path: Path, limit: float, status: int) -> str:
     place = ""
     if theirs:
         file, line, function = theirs[0]  # the latest call comes first
-        place = f"your {Path(file).name}, line {line}, in {function}"
+        place = locate(file, line, function, what)
     if "Timeout" in text:
         if theirs:
-            return f"{place} ({what}): did not return within --time-limit {limit:g} seconds"
+            return (
+                f"{place}: did not come to an end within --time-limit {limit:g} seconds; if it is "
+                f"only slow, raise the limit, or take fewer --steps"
+            )
         return (
             f"the comparison took longer than --time-limit {limit:g} seconds; raise it, or take "
             f"fewer --steps"
         )
     cause = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    where = f"{place} ({what})" if place else f"{what or 'the comparison'}, of your {path.name}"
+    where = place or f"{what or 'the comparison'}, of your {path.name}"
     return f"{where}: the process ended with {cause}, and without a result"

@@ -44,8 +44,8 @@ class Finding:
     """Where a difference comes from.
 
     Attributes:
-        kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``update`` or
-            ``rounding``.
+        kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``update``,
+            ``rounding`` or ``error``.
         text: for people, in one or two lines.
         layer: number of the first layer that differs, where one does; the loss comes last.
         what: the :class:`~scripts.comparing.engines.Place` in it.
@@ -156,7 +156,10 @@ class Comparison:
             after_step(step)
         for contestant in self.contestants:
             if contestant.first is not None:
-                contestant.finding = self._diagnose(contestant, rates)
+                try:
+                    contestant.finding = self._diagnose(contestant, rates)
+                except (UserCodeError, FloatingPointError) as error:
+                    contestant.finding = Finding("error", f"from the same weights, anew: {error}")
         self.seconds = time.perf_counter() - start
 
     def _step(
@@ -226,7 +229,7 @@ class Comparison:
             "rounding",
             f"{agreed}, and so does the update ({relative:.1e}): no layer is wrong; rounding has "
             f"grown from {contestant.distances[0].worst:.1e} after the first step, as training "
-            "magnifies any difference (more so with a larger learning rate)",
+            "magnifies it: with a large learning rate, or where it turns a unit on or off",
         )
 
     def _first_difference(
@@ -249,8 +252,9 @@ class Comparison:
             text = (
                 f"the first thing to differ is {self._describe(place)}{index}{source}: "
                 f"{contestant.name} {float(np.asarray(found[place])[at]):.9g}, {self.reference} "
-                f"{float(np.asarray(value)[at]):.9g} ({relative:.1e} of the largest; everything "
-                f"before it agrees within {worst_before:.1e})"
+                f"{float(np.asarray(value)[at]):.9g} ("
+                + (f"{relative:.1e} of the largest; " if np.isfinite(relative) else "")
+                + f"everything before it agrees within {worst_before:.1e})"
             )
             kind = "layer"
             if place.what == "dx" and any(k in self.layer_names[place.layer] for k in _KINKED):

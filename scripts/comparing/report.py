@@ -32,8 +32,8 @@ class Table:
         """Print the head."""
         loss = f"loss ({self.comparison.reference})"
         print(
-            f"{'step':>6}  {loss:<16}  {'engine':<{self.width}}  {'loss off':>8}  "
-            f"{'worst off':>9}  {'relative':>8}  parameter"
+            f"{'step':>6}  {loss:<16}  {'engine':<{self.width}}  {'Δ loss':>8}  "
+            f"{'Δ weights':>9}  {'relative':>8}  where"
         )
 
     def row(self, step: int) -> None:
@@ -63,11 +63,13 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
             f"(tolerance {comparison.tolerance:g})"
         )
     step = contestant.first[0]
+    worst = contestant.distances[step - 1].worst
     assert contestant.finding is not None
     text = (
         f"{contestant.name} differs from {reference}: step {step} is the first beyond the "
-        f"tolerance {comparison.tolerance:g}, by {contestant.distances[step - 1].worst:.1e}\n"
-        f"  {contestant.finding.text}"
+        f"tolerance {comparison.tolerance:g}, "
+        + (f"by {worst:.1e}\n" if math.isfinite(worst) else "as it is not finite\n")
+        + f"  {contestant.finding.text}"
     )
     return text + (f"\n  it stopped at {contestant.stopped}" if contestant.stopped else "")
 
@@ -113,26 +115,28 @@ def _picture(comparison: Comparison) -> bytes:
     figure = Figure(figsize=(8, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
-    floor = comparison.epsilon / 16  # equal to the last bit is drawn here
-    equal = False
     for number, contestant in enumerate(comparison.contestants):
-        values = np.array([d.worst for d in contestant.distances])
-        finite = np.where(np.isfinite(values), values, np.nan)
-        equal |= bool((finite < floor).any())
-        above.plot(
-            np.arange(1, len(values) + 1),
-            np.maximum(finite, floor),
-            color=_COLOURS[number % len(_COLOURS)],
-            marker=_MARKS[number % len(_MARKS)],
-            markevery=max(1, len(values) // 12),
-            markersize=4,
-            linewidth=1.5,
-            label=contestant.name,
-        )
-        if contestant.first is not None:
-            above.axvline(
-                contestant.first[0], color=_COLOURS[number % len(_COLOURS)], linewidth=0.8
+        colour = _COLOURS[number % len(_COLOURS)]
+        steps = np.arange(1, len(contestant.distances) + 1)
+        for quantity, style in (("parameter", "-"), ("loss", "")):
+            values = np.array([getattr(d, quantity) for d in contestant.distances])
+            values[~np.isfinite(values) | (values == 0)] = np.nan
+            above.plot(
+                steps,
+                values,
+                linestyle=style,
+                linewidth=1.5,
+                marker=_MARKS[number % len(_MARKS)],
+                markersize=3,
+                markevery=1 if quantity == "loss" else max(1, len(values)),
+                markerfacecolor="none" if quantity == "loss" else colour,
+                color=colour,
+                label=f"{contestant.name}: {'weights' if quantity == 'parameter' else quantity}",
             )
+        if contestant.first is not None:
+            step = contestant.first[0]
+            label = f"{contestant.name}: first beyond the tolerance, step {step}"
+            above.axvline(step, color=colour, linestyle="-.", linewidth=1, label=label)
     above.axhline(
         comparison.tolerance,
         color="black",
@@ -148,14 +152,14 @@ def _picture(comparison: Comparison) -> bytes:
         label=f"machine epsilon {comparison.epsilon:.1e}",
     )
     above.set_yscale("log")
-    above.set_ylabel("largest absolute difference\nof a parameter or the loss")
+    above.set_ylabel("largest absolute difference")
     above.set_title(
-        f"distance from {comparison.reference}, from the same weights, on the same batches"
-        + (f"\n(no difference is drawn at {floor:.0e})" if equal else ""),
+        f"differences from {comparison.reference}, from the same weights, on the same batches "
+        "(0 is not drawn)",
         fontsize=10,
     )
     above.grid(alpha=0.3)
-    above.legend(fontsize=9)
+    above.legend(fontsize=8, ncols=2)
     steps = np.arange(1, len(comparison.losses) + 1)
     below.plot(steps, comparison.losses, color="#555555", linewidth=1.5)
     below.set_ylabel(f"loss of {comparison.reference}\n(nats)")

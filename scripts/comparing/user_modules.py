@@ -87,7 +87,7 @@ def blame(what: str, path: Path, call: Callable[[], Any]) -> Any:
     except (Exception, SystemExit) as error:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
         if isinstance(error, SyntaxError) and error.filename:
-            file, line, function = error.filename, error.lineno, what
+            file, line, function = error.filename, error.lineno, "<module>"
         else:
             frames = [
                 (frame.filename, frame.lineno, frame.name)
@@ -97,12 +97,16 @@ def blame(what: str, path: Path, call: Callable[[], Any]) -> Any:
             if not frames:  # the call itself failed: its arguments are not those expected
                 raise UserCodeError(f"your {path.name}, {what}: {text}") from error
             file, line, function = frames[-1]
-            function = what if function == "<module>" else f"{function} ({what})"
         code = linecache.getline(file, line or 0).strip()
         raise UserCodeError(
-            f"your {Path(file).name}, line {line}, in {function}: {text}"
-            + (f"   <- {code}" if code else "")
+            f"{locate(file, line, function, what)}: {text}" + (f"   <- {code}" if code else "")
         ) from error
+
+
+def locate(file: str, line: object, function: str, what: str) -> str:
+    """Return ``your modules.py, line 12, in helper (backward of layers.0 (LinearModule))``."""
+    within = what if function in ("<module>", what.partition(" ")[0]) else f"{function} ({what})"
+    return f"your {Path(file).name}, line {line}, in {within}"
 
 
 def is_theirs(file: str, path: Path) -> bool:

@@ -198,7 +198,10 @@ def test_correct_modules_pass(compare_here: Compare, text: str, activation: str)
 
 
 def test_one_layer_among_ours(compare_here: Compare) -> None:
-    text = "import numpy\n" + MODULES[MODULES.index("class ReLU") : MODULES.index("class ELU")]
+    text = (
+        "from numpy_mlp.modules import LinearModule\n"
+        + MODULES[MODULES.index("class ReLU") : MODULES.index("class ELU")]
+    )
     status, said, _ = compare_here(text)
     assert status == 0 and "modules.py: ReLUModule\n" in said
     status, said, report = compare_here(text.replace("dout * self.mask", "dout * ~self.mask"))
@@ -280,11 +283,11 @@ def test_gradients_that_add_up_over_steps(compare_here: Compare) -> None:
 @pytest.mark.parametrize(
     ("right", "wrong", "named"),
     [
-        ("dout.T @ self.x", "dout @ self.x", "line 19, in backward (backward of layers.4 (Linear"),
+        ("dout.T @ self.x", "dout @ self.x", "line 19, in backward of layers.4 (LinearModule): V"),
         (
             "return x * self.mask",
             "return x * mask",
-            "in forward (forward of layers.1 (ReLUModule)): NameError",
+            "in forward of layers.1 (ReLUModule): NameError",
         ),
         (
             "out_features, in_features) *",
@@ -362,9 +365,9 @@ def test_what_user_code_does_is_reported_as_theirs(
         (
             "self.mask = x > 0",
             "import ctypes; ctypes.string_at(0)",
-            "(forward of layers.1 (ReLUModule)): the process ended with signal SIGSEGV",
+            "in forward of layers.1 (ReLUModule): the process ended with signal SIGSEGV",
         ),
-        ("dout.T @ self.x", "dout @ self.x", "line 19, in backward (backward of layers.4 (Linear"),
+        ("dout.T @ self.x", "dout @ self.x", "line 19, in backward of layers.4 (LinearModule): V"),
     ],
 )
 def test_a_process_that_ends(compare: Compare, right: str, wrong: str, named: str) -> None:
@@ -381,7 +384,7 @@ def test_an_endless_loop_ends(compare: Compare, where: str) -> None:
     line = text[: text.index("while")].count("\n") + 1
     assert status == 1
     assert f"your modules.py, line {line}, in" in said
-    assert "did not return within --time-limit 1.5 seconds" in said
+    assert "did not come to an end within --time-limit 1.5 seconds" in said
 
 
 def test_an_engine_that_is_wrong_is_named(
