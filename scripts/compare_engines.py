@@ -21,10 +21,11 @@ from threadpoolctl import threadpool_limits
 from numpy_mlp.anomaly import name_of
 from scripts.common import build_mlp, build_schedule
 from scripts.comparing import report
+from scripts.comparing.blame import UserCodeError
 from scripts.comparing.child import Guard, run_guarded
 from scripts.comparing.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
 from scripts.comparing.lockstep import Comparison, Contestant
-from scripts.comparing.user_modules import UserCodeError, UserEngine, load_classes
+from scripts.comparing.user_engine import UserEngine, load_classes
 from scripts.train_mlp_numpy import build_learner
 from training.cli import guarded, requires_torch
 from training.config import NumpyMLPSettings, parse_command_line, setting

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TextIO
 
-from scripts.comparing.user_modules import UserCodeError, is_theirs, locate
+from scripts.comparing.blame import UserCodeError, is_theirs, locate
 
 
 class Guard:

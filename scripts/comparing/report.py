@@ -128,7 +128,7 @@ def _picture(comparison: Comparison) -> bytes:
                 linewidth=1.5,
                 marker=_MARKS[number % len(_MARKS)],
                 markersize=3,
-                markevery=1 if quantity == "loss" else max(1, len(values)),
+                markevery=1 if quantity == "loss" else max(1, len(values) // 12),
                 markerfacecolor="none" if quantity == "loss" else colour,
                 color=colour,
                 label=f"{contestant.name}: {'weights' if quantity == 'parameter' else quantity}",

@@ -18,7 +18,7 @@ from numpy_mlp.modules import CrossEntropyModule, ReLUModule
 from numpy_mlp.optim import SGD
 from scripts import compare_engines
 from scripts.comparing.engines import GraphEngine, Place
-from scripts.comparing.user_modules import UserEngine
+from scripts.comparing.user_engine import UserEngine
 
 # As a student writes them for the course of 2020 and later; every planted fault replaces a line.
 MODULES = """
@@ -137,6 +137,7 @@ def compare_here(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Compare:
 
         def running(self, what: str) -> None: ...
 
+    monkeypatch.setattr(compare_engines.report, "_picture", lambda comparison: b"")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "modules", raising=False)
     monkeypatch.setattr(
