@@ -62,9 +62,11 @@ def run_guarded(
             return status
         except EOFError:
             process.join()
+            status = process.exitcode or 0
         finally:
             process.kill()
-        raise UserCodeError(_explain(notes, path, limit, process.exitcode or 0))
+            process.join()
+        raise UserCodeError(_explain(notes, path, limit, status))
 
 
 def _child(

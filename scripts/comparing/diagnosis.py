@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from scripts.comparing.engines import Array, MakeEngine, Place, Trace
 from scripts.comparing.user_engine import where_defined
 
 _ROUNDINGS = 1000  # machine epsilons that two ways to round one sum may lie apart
+_LEAP = 1e6  # more than rounding grows in one step
 _KINKED = ("ReLUModule", "LeakyReLUModule", "ELUModule")
 
 
@@ -21,7 +22,7 @@ class Finding:
 
     Attributes:
         kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``update``,
-            ``rounding`` or ``error``.
+            ``rounding``, ``unexplained`` or ``error``.
         text: for people, in one or two lines.
         layer: number of the first layer that differs, where one does; the loss comes last.
         what: the :class:`~scripts.comparing.engines.Place` in it.
@@ -56,7 +57,13 @@ class Diagnosis:
     epsilon: float
 
     def run(
-        self, weights: Mapping[str, Array], x: Array, labels: Array, lr: float, grown_from: float
+        self,
+        weights: Mapping[str, Array],
+        x: Array,
+        labels: Array,
+        lr: float,
+        lived: Trace | None,
+        course: Sequence[float],
     ) -> Finding:
         """Return the first thing that differs from these weights on.
 
@@ -65,7 +72,8 @@ class Diagnosis:
             x: images (N, D) of the batch.
             labels: (N,).
             lr: learning rate.
-            grown_from: the difference after the first step of the training.
+            lived: what the trained engine itself computed from these weights on this batch.
+            course: the differences up to this step.
 
         Raises:
             UserCodeError: the user's code failed.
@@ -79,13 +87,12 @@ class Diagnosis:
         finding, worst = self._first_difference(expected, found, x)
         if finding:
             return finding
-        again = engine.trace(x.copy(), labels.copy())
-        finding, _ = self._first_difference(expected, again, x)
+        finding, _ = self._first_difference(expected, lived or {}, x)
         if finding:
             return Finding(
                 "state",
-                "a new network agrees everywhere, but when the same one computes the same batch "
-                f"again, {finding.text}; something is kept from the pass before",
+                "a new network agrees everywhere, but in the one that was trained, "
+                f"{finding.text}; something is kept from the passes before",
                 finding.layer,
                 finding.what,
             )
@@ -95,16 +102,25 @@ class Diagnosis:
             for _ in range(2):  # momentum shows in the second
                 one.step(x.copy(), labels.copy(), lr)
         _, relative, where = largest_difference(reference.weights(), engine.weights())
-        if not relative <= _ROUNDINGS * self.epsilon * self._amplification(expected, len(x)):
+        same = relative <= _ROUNDINGS * self.epsilon * self._amplification(expected, len(x))
+        if not same and not self.classes:  # a user's layers are updated by our optimizer
             return Finding(
                 "update",
                 f"{agreed}, but two updates from there put {where} {relative:.1e} apart, relative "
                 "to the largest: the update differs, not a layer",
             )
+        before = max([self.epsilon, *course[:-1]])
+        if not same or course[-1] > _LEAP * before:
+            return Finding(
+                "unexplained",
+                f"{agreed}; what took this step from {before:.1e} to {course[-1]:.1e} does not "
+                "happen each time. Does a layer draw random numbers, or depend on more than its "
+                "input? Or a unit was at the kink of its activation",
+            )
         return Finding(
             "rounding",
             f"{agreed}, and so does the update ({relative:.1e}): no layer is wrong; rounding has "
-            f"grown from {grown_from:.1e} after the first step, as training "
+            f"grown from {course[0]:.1e} after the first step, as training "
             "magnifies it: with a large learning rate, or where it turns a unit on or off",
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from scripts.comparing.blame import UserCodeError
 from scripts.comparing.diagnosis import Diagnosis, Finding, largest_difference
-from scripts.comparing.engines import Array, Engine, MakeEngine
+from scripts.comparing.engines import Array, Engine, MakeEngine, Trace
 from training.errors import UserError
 
 
@@ -48,6 +48,7 @@ class Contestant:
         distances: after each step.
         first: the first step that is beyond the tolerance, and the weights and the batch with which
             it began.
+        lived: what it computes from those weights on that batch, having been trained so far.
         finding: where that comes from.
         stopped: why it takes part no more.
     """
@@ -58,6 +59,7 @@ class Contestant:
     classes: Mapping[str, type] = field(default_factory=dict)
     distances: list[Distance] = field(default_factory=list)
     first: tuple[int, dict[str, Array], Array, Array] | None = None
+    lived: Trace | None = None
     finding: Finding | None = None
     stopped: str | None = None
 
@@ -165,6 +167,7 @@ class Comparison:
         contestant.distances.append(distance)
         if contestant.first is None and not distance.worst <= self.tolerance:
             contestant.first = (step, before, x, labels)
+            contestant.lived = _trace_from(contestant.engine, before, x, labels)
 
     def _diagnose(self, contestant: Contestant, rates: list[float]) -> Finding:
         assert contestant.first is not None
@@ -179,6 +182,24 @@ class Comparison:
             self.epsilon,
         )
         try:
-            return diagnosis.run(weights, x, labels, rates[step - 1], contestant.distances[0].worst)
+            course = [distance.worst for distance in contestant.distances[:step]]
+            return diagnosis.run(weights, x, labels, rates[step - 1], contestant.lived, course)
         except (UserCodeError, FloatingPointError) as error:
             return Finding("error", f"from the same weights, anew: {error}")
+
+
+def _trace_from(
+    engine: Engine, weights: Mapping[str, Array], x: Array, labels: Array
+) -> Trace | None:
+    """Return what ``engine`` computes from ``weights``, and put its own weights back.
+
+    None where it cannot: a user's code may fail by now.
+    """
+    own = {name: array.copy() for name, array in engine.weights().items()}
+    engine.load(weights)
+    try:
+        return {k: np.array(v) for k, v in engine.trace(x.copy(), labels.copy()).items()}
+    except UserCodeError:
+        return None
+    finally:
+        engine.load(own)

@@ -54,7 +54,7 @@ def load_classes(path: Path) -> dict[str, type]:
                 continue
             if name not in REPLACEABLE:
                 others += [name] if value.__module__ == module.__name__ else []
-            elif classes.setdefault(name, value) is not value:
+            elif inspect.getfile(classes.setdefault(name, value)) != inspect.getfile(value):
                 raise UserError(f"--modules {path} has two classes {name}; give one file")
     if not classes:
         found = f"only {', '.join(others[:5])}" if others else "no class"

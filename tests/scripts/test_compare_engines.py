@@ -278,7 +278,28 @@ def test_gradients_that_add_up_over_steps(compare_here: Compare) -> None:
     finding = report["engines"]["yours"]["finding"]
     assert status == 1 and report["engines"]["yours"]["first_step_beyond"] == 2
     assert (finding["kind"], finding["layer"], finding["what"]) == ("state", 4, "weight"), said
-    assert "kept from the pass before" in said
+    assert "kept from the passes before" in said
+
+
+def test_a_layer_that_errs_late(compare_here: Compare) -> None:
+    text = MODULES.replace(
+        "dx = dout * self.mask",
+        "self.n = getattr(self, 'n', 0) + 1; dx = dout * self.mask * (1 if self.n < 3 else 2)",
+    )
+    status, said, report = compare_here(text)
+    finding = report["engines"]["yours"]["finding"]
+    assert status == 1 and report["engines"]["yours"]["first_step_beyond"] == 3
+    assert (finding["kind"], finding["layer"], finding["what"]) == ("state", 3, "dx"), said
+
+
+def test_what_does_not_happen_again_is_not_called_rounding(compare_here: Compare) -> None:
+    text = MODULES.replace(
+        "dx = dout * self.mask",
+        "self.n = getattr(self, 'n', 0) + 1; dx = dout * self.mask * (1 if self.n != 3 else 2)",
+    )
+    status, said, report = compare_here(text)
+    assert status == 1
+    assert report["engines"]["yours"]["finding"]["kind"] == "unexplained", said
 
 
 @pytest.mark.parametrize(
