@@ -54,6 +54,15 @@ def begin_as_in_numpy(model: nn.Module, settings: TorchMLPSettings, dataset: Dat
                 layer.bias.copy_(torch.from_numpy(twin.params[f"{name}.bias"]))
 
 
+def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
+    """Return the network in the precision of ``settings``, beginning as the NumPy one does."""
+    model = build_model(settings, dataset.image_shape, dataset.n_classes)
+    if settings.precision == "float64":
+        model = model.double()
+    begin_as_in_numpy(model, settings, dataset)
+    return model
+
+
 def load_run(folder: str | Path) -> tuple[nn.Module, Preprocessing, tuple[str, ...]]:
     """Return the trained network of a run, what turns pixels into its inputs, and the class names.
 
@@ -80,16 +89,12 @@ def _main(argv: Sequence[str] | None) -> int:
 
     with torch_team() as team:
 
-        def make_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
+        def checked_model(settings: TorchMLPSettings, dataset: Dataset) -> nn.Module:
             if settings.batch_norm:
                 check_last_batch(settings.batch_size, len(dataset.train), team.size if team else 1)
-            model = build_model(settings, dataset.image_shape, dataset.n_classes)
-            if settings.precision == "float64":
-                model = model.double()
-            begin_as_in_numpy(model, settings, dataset)
-            return model
+            return make_model(settings, dataset)
 
-        return run(command, torch_backend("mlp-pytorch", make_model, images=False, team=team))
+        return run(command, torch_backend("mlp-pytorch", checked_model, images=False, team=team))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

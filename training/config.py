@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 from training.data import cifar10, mnist
 from training.data.augment import AUGMENTATIONS
@@ -55,7 +55,13 @@ def setting(
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """What every training command can be told: data, optimisation, evaluation, output."""
+    """What every training command can be told: data, optimisation, evaluation, output.
+
+    A command that has no use for some of them, or for ``resume``, names them in ``not_offered``:
+    its command line does not know them.
+    """
+
+    not_offered: ClassVar[frozenset[str]] = frozenset()
 
     dataset: str = setting(
         "digits",
@@ -223,6 +229,7 @@ _ALIASES = {
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
 _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 _ADAM_LR = 1e-3
+_METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}
 _LARGEST = 10**9  # of whole numbers without a bound of their own
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
@@ -448,13 +455,16 @@ def _make_parser(
     parser.add_argument(
         "--preset", metavar="NAME", help=f"start from the settings of: {', '.join(presets)}"
     )
-    parser.add_argument(
-        "--resume",
-        metavar="DIR",
-        help="go on with the run in this folder; --epochs or --max-steps extend it",
-    )
+    if "resume" not in kind.not_offered:
+        parser.add_argument(
+            "--resume",
+            metavar="DIR",
+            help="go on with the run in this folder; --epochs or --max-steps extend it",
+        )
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
+        if field.name in kind.not_offered:
+            continue
         option = f"--{field.name.replace('_', '-')}"
         element, is_tuple, _ = _unpack_type(hints[field.name])
         choices = field.metadata["choices"]
@@ -479,7 +489,7 @@ def _make_parser(
                 help=help_text,
             )
         else:
-            metavar = "DIR" if field.name in ("data_dir", "out") else _metavar(element)
+            metavar = _METAVARS.get(field.name, _metavar(element))
             parser.add_argument(option, type=_converter(element), metavar=metavar, help=help_text)
     return parser
 

@@ -96,14 +96,8 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         )
     if folder is None and settings.out is not None and not team.rank:
         _check_out(Path(settings.out))
-    data_dir = None
-    if settings.data_dir is not None:
-        # Absolute, so that the run can be resumed from any folder.
-        data_dir = Path(settings.data_dir).expanduser().absolute()
-        if not data_dir.is_dir():
-            state = "is a file; a folder is expected" if data_dir.exists() else "does not exist"
-            hint = "" if data_dir.exists() else "; make it first if the data are to go there"
-            raise UserError(f"--data-dir {settings.data_dir} {state}{hint}")
+    data_dir = data_folder(settings)
+    if data_dir is not None:
         settings = dataclasses.replace(settings, data_dir=str(data_dir))
     if team.rank:
         team.agree_on("")  # to wait until process 0 has downloaded what was missing
@@ -185,6 +179,22 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
             if is_new and not team.rank and not os.path.lexists(loop.checkpoint_path):
                 _remove_stillborn(folder)
             raise
+
+
+def data_folder(settings: TrainSettings) -> Path | None:
+    """Return ``--data-dir``, absolute, so that a run can be resumed from any folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if settings.data_dir is None:
+        return None
+    folder = Path(settings.data_dir).expanduser().absolute()
+    if not folder.is_dir():
+        state = "is a file; a folder is expected" if folder.exists() else "does not exist"
+        hint = "" if folder.exists() else "; make it first if the data are to go there"
+        raise UserError(f"--data-dir {settings.data_dir} {state}{hint}")
+    return folder
 
 
 @contextmanager

@@ -92,12 +92,13 @@ class GraphLearner(NumpyLearner):
         x = TensorNode(images.reshape(len(images), -1), name="images", requires_grad=False)
         for i, layer in enumerate(self.model.layers):
             if not isinstance(layer, SoftMaxModule):  # part of the loss
-                x = self._apply(layer, f"layers.{i}", x)
+                x = self.apply(layer, f"layers.{i}", x)
                 if self.detect_anomaly and self.model.training:
                     check_finite(x.value, f"the output of {name_of(i, layer)}")
         return x
 
-    def _apply(self, layer: Module, name: str, x: TensorNode) -> TensorNode:
+    def apply(self, layer: Module, name: str, x: TensorNode) -> TensorNode:
+        """Return the output of ``layer``, called ``name`` in the network, as a node."""
         if isinstance(layer, LinearModule):
             product: TensorNode = BatchMM.do_forward(self.nodes[f"{name}.weight"], x)
             return product + self.nodes[f"{name}.bias"]

@@ -1,0 +1,1 @@
+"""Engines in lockstep: what ``compare-engines`` is made of."""
