@@ -21,13 +21,14 @@ from training.data.preprocess import fit_preprocessing
 from training.errors import UserError
 
 _SCRIPTS = Path(__file__).parents[1]
+_PRESET = ("--preset", "uva-2018")
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Time whole commands, from start to exit: the preset uva-2018, and the digits."""
     data = _data_dir(arguments)
     numpy, pytorch = "train-mlp-numpy", "train-mlp-pytorch"
-    preset = ["--preset", "uva-2018", "--data-dir", str(data)]
+    preset = [*_PRESET, "--data-dir", str(data)]
     commands: dict[str, dict[str, list[str]]] = {
         "uva-2018, CIFAR-10, 1,500 steps": {
             pytorch: ["train_mlp_pytorch.py", *preset, "--precision", "float32"],
@@ -105,7 +106,7 @@ def _share_of_the_rest(data: Path, threads: int) -> float:
         "sys.exit(status)\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--preset", "uva-2018", "--data-dir", str(data), "--quiet"]
+        options = [*_PRESET, "--data-dir", str(data), "--quiet"]
         options += ["--threads", str(threads), "--out", f"{folder}/run"]
         start = time.perf_counter()
         result = subprocess.run(

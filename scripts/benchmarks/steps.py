@@ -44,6 +44,7 @@ _RACE = (
     ("textbook, float64", "textbook", True),
 )
 _HELD = ", held"
+_CONVNET_BATCHES = (32, 128)
 _SGEMM_SIZES = (1024, 2048, 3072)
 _COPIED_BYTES = 1 << 28  # more than a cache holds
 
@@ -127,7 +128,7 @@ def convnet(arguments: argparse.Namespace) -> Report:
     """Time a training step of the assignment's VGG: PyTorch's plain defaults, and ours."""
     plain = "PyTorch's defaults"
     report = Report("convnet", {}, (plain,))
-    for batch_size in (32, 128):
+    for batch_size in _CONVNET_BATCHES:
         with closing(running := []):
             workers = {}
             for shown, contender in ((plain, "convnet"), (_OURS, "tuned_convnet")):
