@@ -125,6 +125,8 @@ class TrainSettings:
     out: str | None = setting(None, "folder of the run (default: runs/<name>-<time>)")
     detect_anomaly: bool = setting(False, "check every output and gradient of every layer; slower")
     quiet: bool = setting(False, "print the result only")
+    live: bool = setting(False, "draw loss and accuracy in the terminal while training")
+    report: bool = setting(False, "write report.html, a page about the run, when it is done")
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,10 @@ _DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "ep
 _ADAM_LR = 1e-3
 _LARGEST = 10**9  # of whole numbers without a bound of their own
 # What may still be said when a run is resumed; everything else is the run's own.
-_RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
+_RESUMABLE = {
+    *("epochs", "max_steps", "data_dir", "threads", "target_accuracy"),
+    *("quiet", "live", "report"),
+}
 
 
 @dataclass(frozen=True)
