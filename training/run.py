@@ -156,6 +156,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         checkpoint_path=folder / _CHECKPOINT,
         checkpoint_every=settings.checkpoint_every,
         quiet=settings.quiet,
+        live=settings.live,
         team=team,
     )
     test = BatchLoader(_part(dataset, "test", team), _EVAL_BATCH, preprocessing)
