@@ -231,6 +231,8 @@ _RESUMABLE = {
     *("epochs", "max_steps", "data_dir", "threads", "target_accuracy"),
     *("quiet", "live", "report"),
 }
+# What decides neither the weights nor what is recorded on the way to them.
+LOOKING = {"out", "quiet", "live", "report", "target_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -348,6 +350,58 @@ def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
     elif "epochs" in changes:
         changes["max_steps"] = None
     return dataclasses.replace(settings, **changes)
+
+
+def changed_settings(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not the defaults of their dataset and optimizer.
+
+    Returns:
+        By name, in the order of their declaration: the value and the default.
+    """
+    kind = type(settings)
+    chosen = ["--dataset", settings.dataset, "--optimizer", settings.optimizer]
+    usual = parse_command_line(kind, {}, "", "", chosen).settings
+    found = {}
+    for field in dataclasses.fields(kind):
+        value, default = getattr(settings, field.name), getattr(usual, field.name)
+        if field.name in ("dataset", "optimizer"):
+            default = field.default
+        if value != default:
+            found[field.name] = (value, default)
+    return found
+
+
+def options_for(settings: TrainSettings) -> list[str]:
+    """Return the options of a command line that gives ``settings``.
+
+    Left out are the folder of the run, and what is only about looking at it.
+    """
+    changed = {name: value for name, (value, _) in changed_settings(settings).items()}
+    if settings.data_dir is not None:  # without a dataset, the folder would choose one
+        changed["dataset"] = settings.dataset
+    options: list[str] = []
+    for name, value in changed.items():
+        option = f"--{name.replace('_', '-')}"
+        if name in LOOKING or value is None:
+            continue
+        if isinstance(value, bool):
+            options.append(option if value else f"--no-{option.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            options += [option, *map(str, value)]
+        else:
+            options += [option, text_of(value)]
+    return options
+
+
+def text_of(value: Any) -> str:
+    """Return a setting as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(text_of, value)) or "none"
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def settings_from_dict(kind: type[SettingsT], values: Any, where: str) -> SettingsT:

@@ -159,7 +159,7 @@ def _cells(
         if style.unicode:
             if not style.colour:
                 drawn, left_out = _DASHES[split]
-                dots &= np.arange(wide) % (drawn + left_out) < drawn
+                dots &= np.add.outer(np.arange(high), np.arange(wide)) % (drawn + left_out) < drawn
             bits = dots.reshape(n_lines, 4, n_columns, 2).transpose(0, 2, 1, 3) * _DOTS
             code = bits.sum(axis=(2, 3))
             codes |= code
