@@ -223,7 +223,7 @@ _ALIASES = {
     "--use-batch-norm": "--batch-norm",
 }
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
-_DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 _ADAM_LR = 1e-3
 _LARGEST = 10**9  # of whole numbers without a bound of their own
 # What may still be said when a run is resumed; everything else is the run's own.
@@ -300,7 +300,7 @@ def parse_command_line(
     values: dict[str, Any] = {**presets.get(preset or "", {}), **explicit}
     if "dataset" not in values and "data_dir" in values:
         values["dataset"] = _dataset_in(Path(values["data_dir"]))
-    values = {**_DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
+    values = {**DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
     if values.get("optimizer") in ("adam", "adamw"):
         values.setdefault("lr", _ADAM_LR)
     if "epochs" in explicit:

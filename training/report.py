@@ -625,7 +625,7 @@ img { image-rendering: pixelated; }
 @media screen and (prefers-color-scheme: dark) {
   .confusion .dark { color: inherit; } .confusion .light { color: #000; } }
 @media (max-width: 520px) {
-  th, td { padding: 0.2rem 0.35rem; } table { font-size: 0.85rem; }
+  th, td { padding: 0.2rem 0.25rem; } table { font-size: 0.8rem; }
   .confusion { font-size: 0.72rem; }
   .confusion td, .confusion thead th { padding: 0.2rem 0.1rem; min-width: 1.5rem; }
   .confusion thead td { font-size: inherit; }
