@@ -55,7 +55,8 @@ def least_error(accuracies: Values) -> float | None:
     """
     if not len(accuracies) or accuracies.max() < 0.9:
         return None
-    return max(_LEAST_ERROR, 1 - float(accuracies[accuracies < 1].max(initial=0.0)))
+    # Where nothing lies between 0.9 and a perfect 1, that is how far it goes.
+    return max(_LEAST_ERROR, 1 - float(accuracies[accuracies < 1].max(initial=0.9)))
 
 
 @dataclass(frozen=True)
