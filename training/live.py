@@ -100,17 +100,18 @@ def _title(
     quantity: str, curves: dict[str, tuple[Values, Values]], width: int, style: Style
 ) -> str:
     """Return the quantity and its latest values, with as much of the names as there is room for."""
-    for names in ({split: split for split in SPLITS}, _SHORT, dict.fromkeys(SPLITS, "")):
+    full, nothing = {split: split for split in SPLITS}, dict.fromkeys(SPLITS, "")
+    for names, gap in ((full, "  "), (_SHORT, "  "), (nothing, "  "), (nothing, " ")):
         parts = []
         for split, (_, y) in curves.items():
             sample = "" if style.colour else _sample(split, style)
             parts.append((split, " ".join(filter(None, (sample, names[split], _number(y[-1]))))))
-        length = len(quantity) + sum(2 + len(part) for _, part in parts)
+        length = len(quantity) + sum(len(gap + part) for _, part in parts)
         if length <= width:
             break
     else:
         return quantity.ljust(width)
-    painted = "".join("  " + _paint(part, split, style) for split, part in parts)
+    painted = "".join(gap + _paint(part, split, style) for split, part in parts)
     return quantity + painted + " " * (width - length)
 
 
@@ -191,12 +192,12 @@ def _line(x: Values, y: Values, wide: int, high: int) -> NDArray[np.bool_]:
     places = np.arange(first, last + 1)
     heights = np.interp(places / (wide - 1), x, y)
     levels = np.clip(np.rint((1 - heights) * (high - 1)), 0, high - 1).astype(np.int64)
-    for i, (place, level) in enumerate(zip(places, levels, strict=True)):
-        # Upwards or downwards to half-way to the next level, so that steep parts hang together.
-        near = (levels[max(0, i - 1)] + level) // 2, (levels[min(i + 1, len(levels) - 1)] + level)
-        middle = near[0], -(-near[1] // 2)
-        low, top = min(*middle, level), max(*middle, level)
-        dots[low : top + 1, place] = True
+    # Half of the way to the neighbours' levels, so that steep parts hang together.
+    before = levels + ((np.concatenate((levels[:1], levels[:-1])) - levels) / 2).astype(np.int64)
+    after = levels + ((np.concatenate((levels[1:], levels[-1:])) - levels) / 2).astype(np.int64)
+    tops, bottoms = (end((before, levels, after)) for end in (np.minimum.reduce, np.maximum.reduce))
+    for place, top, bottom in zip(places, tops, bottoms, strict=True):
+        dots[top : bottom + 1, place] = True
     return dots
 
 
@@ -218,8 +219,9 @@ class LivePlot:
         self._out, self._err = sys.stdout, sys.stderr
         self._in_place = not bar.disable and _can_draw_in_place()
         self._style = _style(self._err if self._in_place else self._out, self._in_place)
+        self._failed = False
         self._picture: list[str] = []
-        self._size = (0, 0)  # of the terminal at the last drawing
+        self._size = (0, 0)  # of the terminal that the picture is for
         self._drawn = 0  # lines of the picture above the cursor
         self._next = 0.0  # when the next picture is due
         self._redirected = contextlib.ExitStack()
@@ -246,9 +248,13 @@ class LivePlot:
         if self._in_place:
             self._next = 0
             self.update(bar=False)
-        elif error is None:
-            for line in draw(self._rows, *_PRINTED, self._style):
-                print(line.rstrip())
+        elif error is None and not self._failed:
+            try:
+                picture = draw(self._rows, *_PRINTED, self._style)
+            except Exception as reason:
+                self._end(reason)
+            else:
+                print("".join(f"{line.rstrip()}\n" for line in picture), end="")
 
     def update(self, since: Row | None = None, *, bar: bool = True) -> None:
         """Draw the rows anew, unless that was done a moment ago.
@@ -261,10 +267,15 @@ class LivePlot:
         if not self._in_place or start < self._next:
             return
         try:
-            columns, lines = self._size_now()
+            erased = self._erased()
+            if self._size != self._size_now():
+                self._size = self._size_now()
+                # It remembers how long a line to overwrite with spaces: one that would be wrapped.
+                self._bar.sp = self._bar.status_printer(self._bar.fp)
+            columns, lines = self._size
             rows = [*self._rows, since] if since else self._rows
             self._picture = draw(rows, columns - 1, lines - 2, self._style)
-            self._write(self._erased() + self._painted(), bar)
+            self._write(erased + self._painted(), bar)
         except Exception as error:
             self._end(error)
         took = time.perf_counter() - start
@@ -300,7 +311,9 @@ class LivePlot:
         return f"\r\x1b[{drawn}A\x1b[J" if drawn else "\r\x1b[J"
 
     def _painted(self) -> str:
-        self._size, self._drawn = self._size_now(), len(self._picture)
+        if self._size_now() != self._size:  # lines that do not fit would be wrapped
+            self._picture, self._next = [], 0
+        self._drawn = len(self._picture)
         return "".join(f"{line}\n" for line in self._picture)
 
     def _write(self, text: str, bar: bool) -> None:
@@ -311,7 +324,7 @@ class LivePlot:
             self._bar.refresh()
 
     def _end(self, error: Exception) -> None:
-        self._in_place = False
+        self._in_place, self._failed = False, True
         with contextlib.suppress(OSError, ValueError):
             self._err.write(f"\nthe live plot has ended: {error or type(error).__name__}\n")
 

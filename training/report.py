@@ -32,7 +32,7 @@ _TABLE_ROWS = 100  # of metrics.csv, shown
 _BLUE, _WHITE, _RED = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 # Shares of a row from which a cell of the confusion matrix is too dark (light page) or too light
 # (dark page) for the page's own colour of text.
-_DARK_CELL, _LIGHT_CELL = 0.77, 0.57
+_DARK_CELL, _LIGHT_CELL = 0.77, 0.585
 
 
 @dataclass(frozen=True)
@@ -555,10 +555,10 @@ def _machine(result: Result) -> ET.Element:
 
 _STYLE = """
 :root { --page: #fff; --text: #1a1d21; --soft: #5a6069; --line: #d5d9de; --panel: #f5f6f8;
-  --train: #0072b2; --validation: #b86e00; --test: #00805b; --heat: 8 81 156; }
+  --train: #0072b2; --validation: #b86e00; --test: #00805b; --heat: 8 81 156; --ink: #000; }
 @media screen and (prefers-color-scheme: dark) {
   :root { --page: #14171a; --text: #e6e8ea; --soft: #a0a7af; --line: #3a4047; --panel: #1d2125;
-    --train: #56b4e9; --validation: #e69f00; --test: #2fc79a; --heat: 120 190 255; } }
+    --train: #56b4e9; --validation: #e69f00; --test: #2fc79a; --heat: 120 190 255; --ink: #fff; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text);
   font: 16px/1.5 system-ui, sans-serif; }
@@ -610,9 +610,9 @@ thead th { color: var(--soft); vertical-align: bottom; }
   min-width: 2.2rem; }
 .confusion thead td { font-size: 0.8rem; color: var(--soft); vertical-align: bottom; }
 .confusion tbody th { border: 0; text-align: right; white-space: nowrap; }
-.confusion tbody td { background: rgb(var(--heat) / var(--share, 0)); }
-.confusion .none { color: var(--soft); }
-.confusion .dark { color: #fff; }
+.confusion tbody td { background: rgb(var(--heat) / var(--share, 0)); color: var(--ink); }
+.confusion tbody .none { color: var(--soft); }
+.confusion tbody .dark { color: #fff; }
 .turned thead span { writing-mode: vertical-rl; transform: rotate(180deg); white-space: nowrap; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 0.8rem;
   list-style: none; padding: 0; margin: 0.5rem 0; }
@@ -623,7 +623,7 @@ img { image-rendering: pixelated; }
 .sheet img { width: min(100%, 560px); height: auto; }
 :focus-visible { outline: 2px solid var(--train); outline-offset: 2px; }
 @media screen and (prefers-color-scheme: dark) {
-  .confusion .dark { color: inherit; } .confusion .light { color: #000; } }
+  .confusion tbody .light { color: #000; } }
 @media (max-width: 520px) {
   th, td { padding: 0.2rem 0.25rem; } table { font-size: 0.8rem; }
   .confusion { font-size: 0.72rem; }

@@ -62,10 +62,10 @@ def test_a_falling_line_in_characters() -> None:
     picture = draw(rows, 20, 6, ASCII)
     assert picture == [
         "loss  o val 0.3000  ",
-        "ooo                 ",
-        "  oooooo            ",
-        "       oooooo       ",
-        "            oooooooo",
+        "oooo                ",
+        "    oooooo          ",
+        "          oooooo    ",
+        "                oooo",
         "0            step 10",
     ]
 
@@ -208,21 +208,21 @@ def test_a_tiny_terminal(tmp_path: Path, columns: int, lines: int) -> None:
     assert status == 0
     screen = str(Screen(columns, 200).feed(written))
     assert "".join(screen.split()).endswith(f"runfolder:{tmp_path / 'run'}"), screen
-    assert screen.count("\nloss ") == (columns == 20), screen
+    assert len(re.findall(r"\nloss \d", screen)) == (columns == 20), screen
 
 
 def test_without_colour_and_without_unicode(tmp_path: Path) -> None:
     environment = {"NO_COLOR": "1", "PYTHONIOENCODING": "ascii:replace"}
     status, written = _in_terminal(_train(tmp_path / "run"), **environment)
     assert status == 0 and written.isascii() and not re.search(r"\x1b\[[0-9;]*m", written)
-    assert "o validation" in str(Screen(80, 40).feed(written))
+    assert "o val " in str(Screen(80, 40).feed(written))
 
 
 def test_ctrl_c_leaves_the_terminal_in_order(tmp_path: Path) -> None:
     pressed = []
 
     def press(text: str, terminal: int) -> None:
-        if "step   200/" in text.replace("step 200", "step   200") and not pressed:
+        if re.search(r"step +300/", text) and not pressed:
             pressed.append(os.write(terminal, b"\x03"))
 
     options = "--max-steps 2000000 --eval-every 100 --hidden-dims 8 --threads 1"
@@ -246,7 +246,7 @@ def test_a_run_that_fails_leaves_the_terminal_in_order(tmp_path: Path) -> None:
 
 def test_other_output_stands_above_and_a_new_size_begins_anew(tmp_path: Path) -> None:
     code = """
-import sys, time, warnings
+import os, sys, time, warnings
 from tqdm import tqdm
 from training.live import LivePlot
 from training.metrics import Row
@@ -256,7 +256,8 @@ with tqdm(total=9, leave=False) as bar, LivePlot(bar, rows) as plot:
     print("line", file=sys.stdout)
     warnings.warn("careful")
     print("ready", file=sys.stderr)
-    sys.stdin.readline()
+    while os.get_terminal_size().columns == 80:
+        time.sleep(0.01)
     plot._next = 0
     plot.update()
     print("no newline", end="")
@@ -265,17 +266,16 @@ print("end")
     sizes = []
 
     def resize(text: str, terminal: int) -> None:
-        if "ready\r\n" in text and not sizes:
+        if re.search(r"ready\r\n.*0/9 \[", text, re.DOTALL) and not sizes:
             sizes.append(len(text))
             fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 50, 0, 0))
-            os.write(terminal, b"\n")
 
     status, written = _in_terminal([sys.executable, "-c", code], answer=resize)
     assert status == 0, written
     before = str(Screen(80, 24).feed(written[: sizes[0]]))
     for line in ("half a line", "careful", "ready"):
         assert line in before and before.count("loss  ") <= 1
-    after = str(Screen(50, 12).feed(written[written.index("\x1b[H\x1b[2J") :]))
+    after = str(Screen(50, 40).feed(written[written.index("\x1b[H\x1b[2J") :]))
     assert after.count("loss  ") == 1, after
     assert after.index("no newline") < after.index("loss  ") < after.index("\nend")
 
@@ -290,7 +290,7 @@ def test_a_picture_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, *_train(tmp_path / "run")[3:]]
     status, written = _in_terminal(command)
-    assert status == 0
+    assert status == 0, written
     assert written.count("the live plot has ended: no ink") == 1
     assert (tmp_path / "run" / "summary.json").exists()
 
@@ -301,6 +301,6 @@ def test_where_nothing_can_be_drawn_in_place_the_last_picture_is_printed(tmp_pat
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     assert result.stderr == "" and "\x1b" not in result.stdout
-    assert result.stdout.count("loss  ⠤⠤⠤ train") == 1
+    assert result.stdout.count("loss  ⠤⠤⠤ trn ") == 1
     quiet = [*_train(tmp_path / "quiet"), "--quiet"]
     assert "⠤" not in subprocess.run(quiet, capture_output=True, text=True, cwd=ROOT).stdout
