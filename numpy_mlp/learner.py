@@ -14,6 +14,7 @@ from numpy_mlp.anomaly import detect_anomaly, explain
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
 from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.optim import Optimizer
 from numpy_mlp.workspace import Workspace
 
@@ -83,6 +84,12 @@ class NumpyLearner:
         with self.workspace.lent_to(self.model.layers):
             logits = self.model.logits(images.reshape(len(images), -1))
             return self.loss.forward(logits, labels), logits.argmax(axis=1)
+
+    def probabilities(self, images: Array) -> Array:
+        """Return the probabilities of the classes, (N, K), for a batch."""
+        self.model.eval()
+        with self.workspace.lent_to(self.model.layers):
+            return softmax(self.model.logits(images.reshape(len(images), -1)))
 
     def weights(self) -> dict[str, Array]:
         """Return what a user of the trained model needs, by name: the live arrays, no copies."""

@@ -171,13 +171,22 @@ class TorchLearner:
     @torch.no_grad()
     def eval_step(self, images: Any, labels: Any) -> tuple[Any, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""
-        self.model.eval()
         x, y = self.to_device(images, labels)
-        logits = self._as_memory_allows(
-            len(y), lambda: torch.cat([self._logits(part) for part, _ in self._pieces(x, y)])
-        )
+        logits = self._eval_logits(x, y)
         loss = nn.functional.cross_entropy(logits, y)
         return loss, logits.argmax(dim=1).cpu().numpy()
+
+    @torch.no_grad()
+    def probabilities(self, images: Any) -> Array:
+        """Return the probabilities of the classes, (N, K), for a batch."""
+        logits = self._eval_logits(*self.to_device(images, np.zeros(len(images), np.int64)))
+        return _to_numpy(logits.softmax(dim=1))
+
+    def _eval_logits(self, x: Tensor, y: Tensor) -> Tensor:
+        self.model.eval()
+        return self._as_memory_allows(
+            len(y), lambda: torch.cat([self._logits(part) for part, _ in self._pieces(x, y)])
+        )
 
     def _logits(self, x: Tensor) -> Tensor:
         if self.autocast_dtype is None:

@@ -131,6 +131,8 @@ class TrainSettings:
     out: str | None = setting(None, "folder of the run (default: runs/<name>-<time>)")
     detect_anomaly: bool = setting(False, "check every output and gradient of every layer; slower")
     quiet: bool = setting(False, "print the result only")
+    live: bool = setting(False, "draw loss and accuracy in the terminal while training")
+    report: bool = setting(False, "write report.html, a page about the run, when it is done")
 
 
 @dataclass(frozen=True)
@@ -227,12 +229,17 @@ _ALIASES = {
     "--use-batch-norm": "--batch-norm",
 }
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
-_DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 _ADAM_LR = 1e-3
 _METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}
 _LARGEST = 10**9  # of whole numbers without a bound of their own
 # What may still be said when a run is resumed; everything else is the run's own.
-_RESUMABLE = {"epochs", "max_steps", "data_dir", "threads", "quiet", "target_accuracy"}
+_RESUMABLE = {
+    *("epochs", "max_steps", "data_dir", "threads", "target_accuracy"),
+    *("quiet", "live", "report"),
+}
+# What decides neither the weights nor what is recorded on the way to them.
+LOOKING = {"out", "quiet", "live", "report", "target_accuracy"}
 
 
 @dataclass(frozen=True)
@@ -300,7 +307,7 @@ def parse_command_line(
     values: dict[str, Any] = {**presets.get(preset or "", {}), **explicit}
     if "dataset" not in values and "data_dir" in values:
         values["dataset"] = _dataset_in(Path(values["data_dir"]))
-    values = {**_DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
+    values = {**DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
     if values.get("optimizer") in ("adam", "adamw"):
         values.setdefault("lr", _ADAM_LR)
     if "epochs" in explicit:
@@ -350,6 +357,58 @@ def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
     elif "epochs" in changes:
         changes["max_steps"] = None
     return dataclasses.replace(settings, **changes)
+
+
+def changed_settings(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not the defaults of their dataset and optimizer.
+
+    Returns:
+        By name, in the order of their declaration: the value and the default.
+    """
+    kind = type(settings)
+    chosen = ["--dataset", settings.dataset, "--optimizer", settings.optimizer]
+    usual = parse_command_line(kind, {}, "", "", chosen).settings
+    found = {}
+    for field in dataclasses.fields(kind):
+        value, default = getattr(settings, field.name), getattr(usual, field.name)
+        if field.name in ("dataset", "optimizer"):
+            default = field.default
+        if value != default:
+            found[field.name] = (value, default)
+    return found
+
+
+def options_for(settings: TrainSettings) -> list[str]:
+    """Return the options of a command line that gives ``settings``.
+
+    Left out are the folder of the run, and what is only about looking at it.
+    """
+    changed = {name: value for name, (value, _) in changed_settings(settings).items()}
+    if settings.data_dir is not None:  # without a dataset, the folder would choose one
+        changed["dataset"] = settings.dataset
+    options: list[str] = []
+    for name, value in changed.items():
+        option = f"--{name.replace('_', '-')}"
+        if name in LOOKING or value is None:
+            continue
+        if isinstance(value, bool):
+            options.append(option if value else f"--no-{option.removeprefix('--')}")
+        elif isinstance(value, tuple):
+            options += [option, *map(str, value)]
+        else:
+            options += [option, text_of(value)]
+    return options
+
+
+def text_of(value: Any) -> str:
+    """Return a setting as one would type it."""
+    if isinstance(value, tuple):
+        return " ".join(map(text_of, value)) or "none"
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def settings_from_dict(kind: type[SettingsT], values: Any, where: str) -> SettingsT:

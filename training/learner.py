@@ -38,6 +38,10 @@ class Learner(Protocol):
         """Return the mean loss of a batch and the predicted classes (B,)."""
         ...
 
+    def probabilities(self, images: Any) -> Array:
+        """Return the probabilities of the classes, (B, K), for a batch."""
+        ...
+
     def weights(self) -> Mapping[str, Array]:
         """Return the trained model's arrays by name, live or copied."""
         ...

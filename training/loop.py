@@ -21,6 +21,7 @@ from training.checkpoint import Checkpoint
 from training.data.dataset import Split
 from training.errors import DataError, DivergedError
 from training.learner import Learner
+from training.live import LivePlot
 from training.metrics import MetricsFile, Row
 from training.team import Alone, Team
 
@@ -142,6 +143,7 @@ class Loop:
         checkpoint_path: where checkpoints go, at every evaluation and on a signal.
         checkpoint_every: steps between further checkpoints; None for no others.
         quiet: print nothing.
+        live: draw the curves in the terminal; not where ``quiet``.
         team: the processes that train together. Each runs a loop of its own, in step with the
             others.
     """
@@ -156,6 +158,7 @@ class Loop:
     checkpoint_path: Path
     checkpoint_every: int | None = None
     quiet: bool = False
+    live: bool = False
     team: Team = field(default_factory=Alone)
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -168,6 +171,7 @@ class Loop:
     _asked: int | None = field(default=None, init=False)
     _reported: float = field(default=0.0, init=False)
     _saved_step: int | None = field(default=None, init=False)
+    _plot: LivePlot | None = field(default=None, init=False)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up the state in ``checkpoint``.
@@ -198,7 +202,7 @@ class Loop:
         """
         p, loader = self.progress, self.train_loader
         self._clock = time.perf_counter() - p.seconds
-        with self._signals_caught(), self._bar() as bar:
+        with self._signals_caught(), self._bar() as bar, self._plotted(bar):
             if self._evaluation_is_due():
                 self._evaluate(bar)
             while p.step < self.total_steps and not self._stopping():
@@ -256,11 +260,15 @@ class Loop:
         now = time.perf_counter()
         if now - self._reported > _REPORT_SECONDS:
             self._reported = now
+            loss, accuracy = float(p.loss_sum) / p.count, float(p.correct_sum) / p.count
             bar.set_postfix_str(
-                f"step {p.step}/{self.total_steps}, loss {float(p.loss_sum) / p.count:.4f}, "
-                f"accuracy {float(p.correct_sum) / p.count:.4f}",
+                f"step {p.step}/{self.total_steps}, loss {loss:.4f}, accuracy {accuracy:.4f}",
                 refresh=False,
             )
+            if self._plot is not None:
+                epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
+                seconds = now - self._clock
+                self._plot.update(Row(p.step, epoch, "train", loss, accuracy, lr, seconds))
 
     def _evaluate(self, bar: tqdm[Any]) -> None:
         """Report the training since the last time, evaluate each split, save.
@@ -303,6 +311,8 @@ class Loop:
             )
             with bar.external_write_mode(file=sys.stdout):
                 print(f"step {p.step:>{width}}/{self.total_steps}  epoch {epoch:5.2f}   {parts}")
+        if self._plot is not None:
+            self._plot.update()
         self._save()
         p.eval_seconds += time.perf_counter() - start
 
@@ -354,6 +364,14 @@ class Loop:
             leave=False,
             disable=self.quiet or not sys.stderr.isatty(),
         )
+
+    @contextmanager
+    def _plotted(self, bar: tqdm[Any]) -> Iterator[None]:
+        if not self.live or self.quiet:
+            yield
+            return
+        with LivePlot(bar, self.metrics.rows) as self._plot:
+            yield
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
@@ -426,3 +444,17 @@ def evaluate(
     sums = team.sum(np.array([float(total), float(correct), float(len(classes))]))
     loss, accuracy = float(sums[0] / sums[2]), float(sums[1] / sums[2])
     return Evaluation(loss, accuracy, team.gather(classes))
+
+
+def probabilities(
+    learner: Learner, loader: Loader, n_classes: int, team: Team | None = None
+) -> NDArray[np.float32]:
+    """Return the probabilities of the classes, (N, K), for the images of a split.
+
+    In a team the processes look at their share each, as in :func:`evaluate`.
+    """
+    rows = [np.empty((0, n_classes), dtype=np.float32)]
+    for images, _ in loader.batches(0):
+        rows.append(np.asarray(learner.probabilities(images), dtype=np.float32))
+    together: NDArray[np.float32] = (team or Alone()).gather(np.concatenate(rows))
+    return together

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
+from training.curves import ACCURACY_TICKS, curve, least_error, wants_logarithm
 from training.data.dataset import Images
 from training.files import write_atomically
 from training.metrics import Row
@@ -36,25 +37,15 @@ def plot_curve(
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for split, colour in _COLOURS.items():
-        points = [(row.step, getattr(row, quantity)) for row in rows if row.split == split]
-        if not points:
+        steps, values = curve(rows, split, quantity)
+        if not len(values):
             continue
-        steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-        if split == "train":
-            steps = (steps + np.concatenate(([0], steps[:-1]))) / 2
-        mark = "o" if len(points) <= 40 else None
+        mark = "o" if len(values) <= 40 else None
         label = "train (mean of each interval)" if split == "train" else split
         axes.plot(
             steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label
         )
-    values = np.array([getattr(row, quantity) for row in rows])
-    if quantity == "loss":
-        axes.set_ylabel("cross-entropy loss (nats)")
-        if len(values) and values.min() > 0 and values.max() > 4 * values.min():
-            axes.set_yscale("log")
-    else:
-        axes.set_ylabel("accuracy")
-        _scale_by_error(axes, values)
+    set_scale(axes, quantity, np.array([getattr(row, quantity) for row in rows]))
     if best_step:
         axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")
     axes.set_xlabel("step")
@@ -73,11 +64,17 @@ def plot_curve(
     _save(figure, path)
 
 
-def _scale_by_error(axes: Any, accuracies: NDArray[Any]) -> None:
-    """Stretch an axis of accuracies near 1, as far as errors get small; others stay linear."""
-    if not len(accuracies) or accuracies.max() < 0.9:
+def set_scale(axes: Any, quantity: str, values: NDArray[Any]) -> None:
+    """Name the vertical axis of ``loss`` or ``accuracy``, and give it the scale for ``values``."""
+    if quantity == "loss":
+        axes.set_ylabel("cross-entropy loss (nats)")
+        if wants_logarithm(values):
+            axes.set_yscale("log")
         return
-    least = max(1e-4, 1 - accuracies[accuracies < 1].max(initial=0.0))
+    axes.set_ylabel("accuracy")
+    least = least_error(values)
+    if least is None:
+        return
     axes.set_yscale(
         "function",
         functions=(
@@ -85,10 +82,10 @@ def _scale_by_error(axes: Any, accuracies: NDArray[Any]) -> None:
             lambda height: 1 - 10.0 ** -np.asarray(height),
         ),
     )
-    ticks = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999]
-    axes.set_yticks([tick for tick in ticks if accuracies.min() - 0.1 <= tick < 1 - least / 2])
+    low, high = values.min(), 1 - least / 2
+    axes.set_yticks([tick for tick in ACCURACY_TICKS if low - 0.1 <= tick < high])
     axes.yaxis.set_major_formatter(lambda accuracy, _: f"{accuracy:.3f}".rstrip("0").rstrip("."))
-    axes.set_ylim(accuracies.min(), 1 - least / 2)
+    axes.set_ylim(low, high)
 
 
 def plot_confusion_matrix(
@@ -182,32 +179,50 @@ def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, i
         weight: (n_filters, C·h·w), with h = w where it is not the whole image.
         image_shape: (C, H, W) of the dataset.
     """
+    sheet, n_shown = first_layer_sheet(weight, image_shape, _SHOWN_UNITS)
+    channels, rows, columns = sheet.shape
+    figure = Figure(figsize=(7, 7 * rows / columns + 0.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(_displayable(sheet), cmap="RdBu_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.axis("off")
+    which = f"{n_shown} largest of {len(weight)}" if len(weight) > n_shown else "all"
+    zero = "grey is zero" if channels == 3 else "blue negative, white zero, red positive"
+    axes.set_title(
+        f"weights of the first layer, {which} units\neach on its own scale: {zero}", fontsize=10
+    )
+    _save(figure, path)
+
+
+def first_layer_sheet(
+    weight: NDArray[Any], image_shape: tuple[int, int, int], most: int
+) -> tuple[NDArray[np.float64], int]:
+    """Return the units of largest norm, ``most`` of them, side by side, and how many those are.
+
+    Args:
+        weight: (n_filters, C·h·w), with h = w where it is not the whole image.
+        image_shape: (C, H, W) of the dataset.
+        most: how many units to show.
+
+    Returns:
+        The sheet (C, rows, columns), 0 to 1, zero weights at 0.5. Between the units it is white
+        where there are three channels, and NaN otherwise.
+    """
     channels, height, width = image_shape
     if weight.shape[1] != channels * height * width:
         height = width = math.isqrt(weight.shape[1] // channels)
-    largest = np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")[:_SHOWN_UNITS]
+    largest = np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")[:most]
     filters = weight[largest].reshape(-1, channels, height, width).astype(np.float64)
     limit = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     filters = 0.5 + 0.5 * filters / np.where(limit == 0, 1, limit)
     columns = math.ceil(math.sqrt(len(filters)))
     rows = math.ceil(len(filters) / columns)
     gap = 1 if height < 16 else 2
-    # NaN is drawn as nothing, the background.
     shape = (channels, rows * (height + gap) + gap, columns * (width + gap) + gap)
     sheet = np.full(shape, 1.0 if channels == 3 else np.nan)
     for i, image in enumerate(filters):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    figure = Figure(figsize=(7, 7 * shape[1] / shape[2] + 0.6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(_displayable(sheet), cmap="RdBu_r", vmin=0, vmax=1, interpolation="nearest")
-    axes.axis("off")
-    which = f"{len(filters)} largest of {len(weight)}" if len(weight) > len(filters) else "all"
-    zero = "grey is zero" if channels == 3 else "blue negative, white zero, red positive"
-    axes.set_title(
-        f"weights of the first layer, {which} units\neach on its own scale: {zero}", fontsize=10
-    )
-    _save(figure, path)
+    return sheet, len(filters)
 
 
 def _displayable(image: NDArray[Any]) -> NDArray[Any]:

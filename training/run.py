@@ -31,11 +31,12 @@ from training.errors import DataError, StorageError, UserError
 from training.files import temporary_path, write_atomically
 from training.learner import Learner
 from training.lock import locked
-from training.loop import Evaluation, Loader, Loop, evaluate
+from training.loop import Evaluation, Loader, Loop, evaluate, probabilities
 from training.metrics import MetricsFile, confusion_matrix_to_metrics, count_confusions
 from training.team import Alone, Team, share
 
 _CHECKPOINT = "checkpoint.safetensors"
+_REPORT = "report.html"
 _EVAL_BATCH = 500  # inputs of this many CIFAR-10 images stay in a processor's cache
 
 
@@ -150,6 +151,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
         checkpoint_path=folder / _CHECKPOINT,
         checkpoint_every=settings.checkpoint_every,
         quiet=settings.quiet,
+        live=settings.live,
         team=team,
     )
     test = BatchLoader(_part(dataset, "test", team), _EVAL_BATCH, preprocessing)
@@ -305,11 +307,16 @@ def _train(
         learner.load_weights(loop.best_weights)
     with _memory_for("the evaluation on the test images"):
         evaluation = evaluate(learner, test_loader, loop.team)
+        certainties = None
+        if settings.report:
+            certainties = probabilities(learner, test_loader, dataset.n_classes, loop.team)
     if loop.team.rank:
         loop.team.agree_on("")  # to wait until process 0 has written: it is the one to fail
         return 0
     with _memory_for("the tables and pictures of the result"):
         summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation)
+        if certainties is not None:
+            _report(folder, command, settings, dataset, loop, summary, evaluation, certainties)
     loop.team.agree_on("")
     best = summary["best_validation_accuracy"]
     print(
@@ -317,6 +324,7 @@ def _train(
         + (f", best validation accuracy {best:.4f}" if best is not None else "")
         + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
         + f"\nrun folder: {folder}"
+        + (f"\nreport: {folder / _REPORT}" if settings.report else "")
     )
     target = settings.target_accuracy
     if target is not None and evaluation.accuracy < target:
@@ -402,6 +410,34 @@ def _draw(
     )
     weight = loop.learner.first_layer()
     plots.plot_first_layer(folder / "first_layer.png", weight, dataset.image_shape)
+
+
+def _report(
+    folder: Path,
+    command: Command[SettingsT],
+    settings: SettingsT,
+    dataset: Dataset,
+    loop: Loop,
+    summary: Mapping[str, Any],
+    test: Evaluation,
+    certainties: NDArray[np.float32],
+) -> None:
+    from training import report
+
+    result = report.Result(
+        folder=folder,
+        settings=settings,
+        config=_read_config(folder),
+        summary=summary,
+        rows=loop.metrics.rows,
+        dataset=dataset,
+        confusions=count_confusions(test.predicted, dataset.test.labels, dataset.n_classes),
+        predicted=test.predicted,
+        probabilities=certainties,
+        first_layer=loop.learner.first_layer(),
+        invocation=command.invocation,
+    )
+    report.write_report(folder / _REPORT, result)
 
 
 def count_parameters(weights: Mapping[str, NDArray[Any]]) -> int:

@@ -26,6 +26,7 @@ from numpy_mlp.modules import (
     SoftMaxModule,
     TanhModule,
 )
+from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]
@@ -87,6 +88,12 @@ class GraphLearner(NumpyLearner):
             logits = self._logits(images)
             loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
         return float(loss.value), logits.value.argmax(axis=1)
+
+    def probabilities(self, images: Array) -> Array:
+        """Return the probabilities of the classes, (N, K), for a batch."""
+        self.model.eval()
+        with no_grad():
+            return softmax(self._logits(images).value)
 
     def _logits(self, images: Array) -> TensorNode:
         x = TensorNode(images.reshape(len(images), -1), name="images", requires_grad=False)

@@ -55,6 +55,18 @@ def test_evaluation_changes_nothing(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_probabilities_are_those_behind_the_loss(rng: np.random.Generator) -> None:
+    learner = _learner(dropout=0.5)
+    x, y = _batch(rng)
+    learner.train_step(x, y, 0.1)
+    loss, predicted = learner.eval_step(x, y)
+    p = learner.probabilities(x)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    np.testing.assert_allclose(-np.log(p[np.arange(6), y]).mean(), loss)
+    np.testing.assert_array_equal(p.argmax(axis=1), predicted)
+    np.testing.assert_array_equal(p, learner.model.forward(x.reshape(6, -1)))
+
+
 def test_state_goes_on_bit_for_bit(rng: np.random.Generator) -> None:
     one, two = _learner(0, dropout=0.5), _learner(1, dropout=0.5)
     batches = [_batch(rng) for _ in range(6)]

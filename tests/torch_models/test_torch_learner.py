@@ -45,6 +45,7 @@ def test_steps_equal_the_numpy_learners(rng: np.random.Generator) -> None:
     expected_loss, expected_classes = ours.eval_step(x, y)
     assert float(loss) == pytest.approx(expected_loss, rel=1e-10)
     np.testing.assert_array_equal(predicted, expected_classes)
+    np.testing.assert_allclose(theirs.probabilities(x), ours.probabilities(x), rtol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from training.config import (
     Command,
     NumpyMLPSettings,
     TrainSettings,
+    changed_settings,
+    options_for,
     override,
     parse_command_line,
     settings_from_dict,
@@ -205,9 +207,11 @@ def test_every_bounded_setting_is_in_the_table_of_bad_values() -> None:
 
 
 def test_resume() -> None:
-    command = _parse("--resume", "runs/a", "--epochs", "3", "--threads", "2", "--quiet")
+    line = "--resume runs/a --epochs 3 --threads 2 --quiet --live --report"
+    command = _parse(*line.split())
     assert command.resume == Path("runs/a")
-    assert command.overrides == {"epochs": 3, "threads": 2, "quiet": True}
+    looking = {"quiet": True, "live": True, "report": True}
+    assert command.overrides == {"epochs": 3, "threads": 2, **looking}
     assert _parse("--epochs", "3").resume is None
 
 
@@ -246,6 +250,38 @@ def test_round_trip_through_json(line: str) -> None:
     settings = _settings(*line.split())
     text = json.dumps(dataclasses.asdict(settings))
     assert settings_from_dict(NumpyMLPSettings, json.loads(text), "config.json") == settings
+
+
+SETTINGS = [
+    "",
+    "--data-dir D --dataset digits",
+    "--dataset cifar10 --validation-size 5000 --lr 0.1234567891",
+    "--hidden-dims --eval-splits --neg-slope -0.5 --threads 2",
+    "--optimizer adamw",
+    "--optimizer adamw --lr 0.1",
+    "--epochs 10 --batch-size 128 --augment crop flip",
+    "--max-steps 7 --weight-std 1e-7 --momentum 0.5 --nesterov --batch-norm",
+    *(f"--preset {name}" for name in MLP_PRESETS),
+]
+
+
+@pytest.mark.parametrize("line", SETTINGS)
+def test_options_give_the_settings_back(line: str) -> None:
+    settings = _settings(*line.split(), "--seed", "3")
+    assert _settings(*options_for(settings)) == settings
+
+
+def test_options_leave_out_where_and_how_a_run_is_watched() -> None:
+    settings = _settings("--out", "a", "--quiet", "--live", "--report", "--lr", "0.5")
+    assert options_for(settings) == ["--lr", "0.5"]
+    assert changed_settings(settings).keys() == {"out", "quiet", "live", "report", "lr"}
+
+
+def test_the_defaults_of_a_dataset_and_an_optimizer_count_as_such() -> None:
+    assert changed_settings(_settings()) == {}
+    assert changed_settings(_settings("--optimizer", "adamw")) == {"optimizer": ("adamw", "sgd")}
+    cifar = changed_settings(_settings("--dataset", "cifar10", "--batch-size", "32"))
+    assert cifar == {"dataset": ("cifar10", "digits"), "batch_size": (32, 128)}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from training.checkpoint import Checkpoint
 from training.data import BatchLoader, Split
 from training.data.preprocess import Preprocessing
 from training.errors import DataError, DivergedError
-from training.loop import Loop, evaluate
+from training.loop import Loop, evaluate, probabilities
 from training.metrics import MetricsFile, read_metrics
 from training.team import Alone
 
@@ -69,6 +69,9 @@ class FakeLearner:
             self.evaluated.append(self.steps)
         accuracy = self.accuracies[min(len(self.evaluated), len(self.accuracies)) - 1]
         return self.eval_loss(self.steps), np.where(labels < round(10 * accuracy), labels, -1)
+
+    def probabilities(self, images: Any) -> np.ndarray:
+        return np.tile([0.25, 0.75], (len(images), 1))
 
     def weights(self) -> dict[str, np.ndarray]:
         return {"weight": self.weight}
@@ -160,6 +163,17 @@ def test_evaluate_weighs_by_the_number_of_images() -> None:
     assert loss == pytest.approx((4 * 0 + 4 * 4 + 2 * 8) / 10)
     assert predicted.tolist() == list(range(1, 11))
     assert accuracy == 0
+
+
+@pytest.mark.parametrize("n", [10, 0])
+def test_probabilities_of_all_shares_are_put_together(n: int) -> None:
+    class Two(Alone):
+        def gather(self, array: np.ndarray) -> np.ndarray:
+            return np.concatenate([array, np.full((3, 2), 0.5, array.dtype)])
+
+    found = probabilities(FakeLearner(), _loader(n), 2, Two())
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0.25, 0.75]] * n + [[0.5, 0.5]] * 3
 
 
 def test_several_splits(tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ def test_both_engines_train_alike(dtype: str, tolerance: float, options: dict[st
     expected, expected_predicted = modules.eval_step(x, y)
     assert loss == pytest.approx(expected, rel=tolerance)
     np.testing.assert_array_equal(predicted, expected_predicted)
+    probabilities, expected_probabilities = graph.probabilities(x), modules.probabilities(x)
+    np.testing.assert_allclose(probabilities, expected_probabilities, atol=100 * tolerance)
     for name, array in modules.weights().items():
         np.testing.assert_allclose(graph.weights()[name], array, rtol=1e-3, atol=100 * tolerance)
 
