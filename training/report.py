@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import shlex
-import struct
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from training.config import LOOKING, TrainSettings, changed_settings, options_for, text_of
 from training.curves import QUANTITIES, SPLITS, curve, linear_scale, scale_of
@@ -121,29 +121,20 @@ def most_confident_mistakes(
 
 
 def png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:
-    """Return a picture as a PNG file (W3C, *Portable Network Graphics*, 2003).
+    """Return a picture as a PNG file.
 
     Args:
         pixels: (H, W) grey, (H, W, 3) colour, or (H, W) places in the palette.
         palette: up to 256 colours, (n, 3). Where it has fewer, the place after them is see-through.
     """
-    height, width = pixels.shape[:2]
-    kind = 3 if palette is not None else 2 if pixels.ndim == 3 else 0
-    header = struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0)
-    # Before each line stands how it was predicted from its neighbours: 0, not at all.
-    lines = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    chunks = [(b"IHDR", header)]
+    image, content = Image.fromarray(pixels), io.BytesIO()
+    options: dict[str, int] = {}
     if palette is not None:
-        chunks.append((b"PLTE", palette.tobytes() + b"\0\0\0" * (len(palette) < 256)))
-        chunks.append((b"tRNS", b"\xff" * len(palette) + b"\0" * (len(palette) < 256)))
-    chunks += [(b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-        for name, content in chunks
-    )
+        image.putpalette(palette.tobytes() + bytes(3))
+        if len(palette) < 256:
+            options["transparency"] = len(palette)
+    image.save(content, "PNG", optimize=True, **options)
+    return content.getvalue()
 
 
 Content = ET.Element | str | None

@@ -140,7 +140,7 @@ _UVA = Section(
     "The report's figures are read as changes that add up: 200 hidden units; with them a learning "
     "rate of 2e-4; with both 3,000 steps; at last three hidden layers of 200, 200 and 100. All of "
     "these with Adam, as its best network: with the default's SGD, `torch-mlp-sgd-lr`, a rate of "
-    "2e-4 moves the network much less in 1,500 steps.\n\n"
+    "2e-4 loses accuracy instead.\n\n"
     "`convnet-batchnorm` trains with the assignment's own BatchNorm, whose backward pass is "
     "written by hand. That its gradients are right is not for a training to show: "
     "`python -m pytest tests/custom_modules` compares them with finite differences and with "

@@ -20,13 +20,14 @@ from scripts.reproducing import runs
 from scripts.reproducing.experiments import SECTIONS, Experiment, Section
 from scripts.reproducing.page import duration, mean_and_spread
 from scripts.reproducing.runs import Commands, Run
+from training.checkpoint import Checkpoint
 
 REAL = [experiment for section in SECTIONS for experiment in section.experiments]
 SHORT = Experiment(
     "short", "train-mlp-numpy --epochs 2", "0.9 or so", 0.9, 1, "--epochs 1", (0, 1), figure=True
 )
 LONG = Experiment(
-    "long", "train-mlp-numpy --max-steps 400 --eval-every 50 --hidden-dims 16",
+    "long", "train-mlp-numpy --max-steps 4000 --eval-every 50 --hidden-dims 16",
     "0.5", 0.5, 2, "--max-steps 5", measure="validation",
 )  # fmt: skip
 TORCH = Experiment("torch", "train-mlp-pytorch --max-steps 5", "a figure", None, 3, "")
@@ -82,6 +83,10 @@ def test_page_pictures_and_nothing_twice(
     assert (tmp_path / "page/results.md").read_text() == page
 
 
+def _has_begun(checkpoint: Path) -> bool:
+    return checkpoint.exists() and Checkpoint.load(checkpoint).progress["step"] > 0
+
+
 def test_an_interrupted_run_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +97,7 @@ def test_an_interrupted_run_goes_on(
     original = subprocess.Popen.wait
 
     def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
-        while not (run.folder / "checkpoint.safetensors").exists() and self.poll() is None:
+        while self.poll() is None and not _has_begun(run.folder / "checkpoint.safetensors"):
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGINT)
         return original(self, timeout)
@@ -108,7 +113,7 @@ def test_an_interrupted_run_goes_on(
     assert reproduce.main(argv) == 0
     assert "going on from step" in run.log.read_text()
     result = run.result()
-    assert result is not None and result.summary["steps"] == 400
+    assert result is not None and result.summary["steps"] == 4000
     assert result.cost.begun == 2 and result.cost.wall_seconds > before.wall_seconds
     assert "≥" not in (tmp_path / "results.md").read_text()
 
