@@ -12,7 +12,6 @@ The code is run as it is, in a process of its own.
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import difflib
 import importlib.util
@@ -28,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scripts.gradients.guesses import parse_arguments
 from scripts.gradients.report import lines, passed
 from training.cli import guarded
 from training.errors import UserError
@@ -47,6 +47,8 @@ class Outcome:
 
 def _target(text: str) -> tuple[Path, list[str]]:
     """Return the path and the class names in TARGET."""
+    if not text:
+        raise UserError("TARGET is empty; give a .py file, file.py:ClassName, or a package")
     path, names = text, ""
     head, colon, tail = text.rpartition(":")
     if colon and all(name.isidentifier() for name in tail.split(",")):
@@ -72,20 +74,15 @@ def _split(names: str) -> list[str]:
     return [name for name in names.split(",") if name]
 
 
-def _arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
-    """Return positional and keyword arguments from text such as ``4, 3, alpha=0.5``."""
+def _arguments(text: str) -> str:
     try:
-        call = ast.parse(f"f({text})", mode="eval").body
-        assert isinstance(call, ast.Call)
-        args = [ast.literal_eval(node) for node in call.args]
-        kwargs = {node.arg or "": ast.literal_eval(node.value) for node in call.keywords}
-        json.dumps([args, kwargs])
-    except (SyntaxError, ValueError, TypeError):
+        parse_arguments(text)
+    except ValueError:
         raise UserError(
             f"--init {text!r} is not a list of plain arguments; expected the like of "
             f"--init '4, 3, alpha=0.5'"
         ) from None
-    return args, kwargs
+    return text
 
 
 def _shape(text: str) -> list[int]:
@@ -134,12 +131,12 @@ def check(path: Path, order: dict[str, Any], time_limit: float) -> Outcome:
     Args:
         path: a file or a folder.
         order: what :func:`scripts.gradients.child.main` takes, less what was done.
-        time_limit: seconds that importing, or a class, may take.
+        time_limit: seconds that importing a file, or a class, may take.
     """
     outcome = Outcome()
     with tempfile.TemporaryDirectory() as folder:
         while True:
-            done = [result["class"] for result in outcome.results]
+            done = [result["key"] for result in outcome.results]
             asked = {**order, "path": str(path), "done": done}
             if not _one_process(asked, Path(folder), time_limit, outcome):
                 return outcome
@@ -168,29 +165,24 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
     for line in events.read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
         kind = event.pop("event")
+        if kind == "begun":
+            begun = event
+            continue
+        begun = None
         if kind == "found":
             outcome.classes, outcome.skipped = event["classes"], event["skipped"]
-        elif kind == "failed":
-            begun = {"class": Path(order["path"]).name, "kind": "import", "why": event["why"]}
-        elif kind in ("begun", "importing"):
-            begun = event or {"class": Path(order["path"]).name, "kind": "import"}
         elif kind == "result":
             outcome.results.append(event)
-            begun = None
         elif kind == "done":
             return False
-        if kind == "found":
-            begun = None
-    if begun is None:
-        begun = {"class": Path(order["path"]).name, "kind": "import"}
-    why, diagnosis = begun.pop("why", None), "crash"
-    if why is None and late:
+    last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
+    if begun is None:  # not while it ran a user's code
+        raise RuntimeError(f"the process that checks ended by itself: {last}")
+    diagnosis, why = "crash", f"this code ended its process with {_status(child.returncode)}"
+    why += f": {last}" if last and child.returncode > 0 else ""
+    if late:
         diagnosis = "time-out"
         why = f"did not finish within {time_limit:g} s (--time-limit): an endless loop?"
-    elif why is None:
-        last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
-        why = f"this code ended its process with {_status(child.returncode)}"
-        why += f": {last}" if last and child.returncode > 0 else ""
     finding = {
         **dict.fromkeys(("error", "where", "numerical", "analytic")),
         "variable": "",
@@ -199,10 +191,9 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
         "diagnosis": diagnosis,
         "explanation": why,
     }
-    outcome.results.append(
-        {**begun, "file": order["path"], "settings": {}, "seconds": None, "findings": [finding]}
-    )
-    return bool(begun["kind"] != "import")
+    rest: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "findings": [finding]}
+    outcome.results.append({**begun, **rest})
+    return True
 
 
 def _wait(child: subprocess.Popen[bytes], events: Path, time_limit: float) -> bool:
@@ -256,11 +247,9 @@ def _main(argv: Sequence[str] | None) -> int:
         "--time-limit", default="60", metavar="S", help="seconds a class may take (default: 60)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    arguments = parser.parse_args(argv)
-    args, kwargs = _arguments(arguments.init) if arguments.init else ([], {})
+    arguments = parser.parse_args(_with_negative_ranges(sys.argv[1:] if argv is None else argv))
     order = {
-        "args": args,
-        "kwargs": kwargs,
+        "init": _arguments(arguments.init or ""),
         "shapes": [_shape(text) for text in arguments.input_shape],
         "range": _range(arguments.input_range),
         "tolerance": _number("--tolerance", arguments.tolerance, 1.0),
@@ -270,8 +259,7 @@ def _main(argv: Sequence[str] | None) -> int:
     whole = Outcome()
     for path, names in targets:
         outcome = check(path, {**order, "names": names}, time_limit)
-        imported = all(result["kind"] != "import" for result in outcome.results)
-        if imported:
+        if all(result["kind"] != "import" for result in outcome.results):
             for name in names:
                 if name not in outcome.classes:
                     raise UserError(_missing(path, name, outcome))
@@ -292,6 +280,15 @@ def _main(argv: Sequence[str] | None) -> int:
     else:
         print("\n".join(lines(whole.results, whole.skipped)))
     return 0 if passed(whole.results) else 1
+
+
+def _with_negative_ranges(argv: Sequence[str]) -> list[str]:
+    """Return the arguments with ``--input-range -1,1`` as argparse would have it."""
+    words = list(argv)
+    for i in range(len(words) - 1, 0, -1):
+        if words[i - 1] == "--input-range":
+            words[i - 1 : i + 1] = [f"--input-range={words[i]}"]
+    return words
 
 
 def _missing(path: Path, name: str, outcome: Outcome) -> str:

@@ -11,11 +11,8 @@ from types import ModuleType
 from training.errors import UserError
 
 
-def import_files(path: Path) -> list[ModuleType]:
-    """Import a ``.py`` file, or all of those in a folder, and return the modules.
-
-    A file in a package is imported under its dotted name, so that relative imports work; any other
-    sees its own folder first, as a script does. Whatever the user's code raises is raised.
+def python_files(path: Path) -> list[Path]:
+    """Return a ``.py`` file, or those in a folder and below that are no tests and no scripts of it.
 
     Raises:
         UserError: there is no such file or folder, or it holds no Python.
@@ -24,17 +21,23 @@ def import_files(path: Path) -> list[ModuleType]:
         raise UserError(f"{path} does not exist; give a .py file or a folder of them")
     files = [path]
     if path.is_dir():
-        hidden = (".", "test_", "conftest", "setup", "__main__")
-        every = sorted(path.rglob("*.py"))
+        left_out = (".", "test_", "conftest", "setup", "__main__")
         files = [
-            f for f in every if not any(p.startswith(hidden) for p in f.relative_to(path).parts)
+            file
+            for file in sorted(path.rglob("*.py"))
+            if not any(part.startswith(left_out) for part in file.relative_to(path).parts)
         ]
     if not files or any(file.suffix != ".py" for file in files):
         raise UserError(f"{path} holds no Python; give a .py file or a folder of them")
-    return [_import_file(file.absolute()) for file in files]
+    return [file.absolute() for file in files]
 
 
-def _import_file(file: Path) -> ModuleType:
+def import_file(file: Path) -> ModuleType:
+    """Import a file, given by its absolute path, and return the module.
+
+    A file in a package is imported under its dotted name, so that relative imports work; any other
+    sees its own folder first, as a script does. Whatever the user's code raises is raised.
+    """
     root = file.parent
     while (root / "__init__.py").exists() and root != root.parent:
         root = root.parent

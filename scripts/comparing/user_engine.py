@@ -22,7 +22,7 @@ from numpy_mlp.modules.module import is_parametric
 from scripts.comparing.blame import blame
 from scripts.comparing.engines import Array, Place, Trace, walk
 from scripts.comparing.watched import Watch, WatchedLayer, WatchedLoss, encode
-from scripts.user_code import import_files
+from scripts.user_code import import_file, python_files
 from training.errors import UserError
 
 REPLACEABLE = (
@@ -45,7 +45,9 @@ def load_classes(path: Path) -> dict[str, type]:
         UserError: there is none of :data:`REPLACEABLE` in it, or one of them twice.
         UserCodeError: it cannot be imported.
     """
-    modules: list[ModuleType] = blame("the import", path.absolute(), lambda: import_files(path))
+    modules: list[ModuleType] = blame(
+        "the import", path.absolute(), lambda: [import_file(file) for file in python_files(path)]
+    )
     classes: dict[str, type] = {}
     others: list[str] = []
     for module in modules:

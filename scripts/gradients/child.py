@@ -6,13 +6,18 @@ what was under way when the process died.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
 import json
+import math
+import os
 import sys
+import textwrap
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -22,14 +27,20 @@ import numpy as np
 from scripts.gradients import guesses
 from scripts.gradients.checking import Finding, check
 from scripts.gradients.diagnosis import diagnose
-from scripts.gradients.guesses import Given, NoInputError, Sizes
-from scripts.gradients.subjects import ContractError, Subject
-from scripts.user_code import import_files
+from scripts.gradients.guesses import Given, NoInputError, Point, Sizes
+from scripts.gradients.subjects import (
+    ContractError,
+    Subject,
+    hold_generators,
+    seed_unseeded_generators,
+)
+from scripts.user_code import import_file, python_files
 
-_PLAIN, _VARIED, _ONE, _SQUARE = Sizes(5, 4, 3), Sizes(3, 6, 2), Sizes(1, 4, 3), Sizes(4, 4, 4)
+_PLAIN, _OTHER = Sizes(5, 4, 3), Sizes(9, 6, 2)
+_ONE, _SQUARE = Sizes(1, 4, 3), Sizes(4, 4, 4)
 # What cannot run unless all sizes are equal, and then is wrong.
 _HIDDEN_BY_SQUARES = ("transposed-factor", "transposed-gradient", "flipped-kernel")
-Builder = Callable[[Any, Given, Sizes, bool, np.random.Generator], list[Subject]]
+Builder = Callable[..., list[Subject]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +52,7 @@ class Found:
     build: Builder
 
 
-def find(modules: list[ModuleType]) -> tuple[list[Found], dict[str, str]]:
+def find(modules: Sequence[ModuleType]) -> tuple[list[Found], dict[str, str]]:
     """Return the classes that can be checked, and why others that look like it cannot.
 
     Args:
@@ -71,55 +82,99 @@ def _kind(cls: type) -> Found | str | None:
     forward, backward = getattr(cls, "forward", None), getattr(cls, "backward", None)
     if not callable(forward) or not callable(backward):
         return None
-    if inspect.isabstract(cls) or _abstract(forward) or _abstract(backward):
-        return "abstract: its forward or backward raises NotImplementedError"
+    if inspect.isabstract(cls) or (
+        cls.__subclasses__() and (_unwritten(forward) or _unwritten(backward))
+    ):
+        return "a base class: its forward or backward is left to others"
     first = next(iter(inspect.signature(forward).parameters), "")
     if first in ("context", "ctx"):
         return Found(cls, "op", guesses.op_subjects)
     return Found(cls, "module", guesses.module_subjects)
 
 
-def _abstract(function: Any) -> bool:
+def _unwritten(function: Any) -> bool:
+    """Say whether a function does nothing, or raises an exception before anything else."""
     try:
-        lines = inspect.getsource(function).strip().splitlines()
-    except (OSError, TypeError):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+    except (OSError, TypeError, SyntaxError, ValueError):
         return False
-    return lines[-1].strip().startswith("raise NotImplementedError")
+    if not isinstance(definition, ast.FunctionDef):
+        return False
+    body = [s for s in definition.body if not _says_nothing(s)]
+    return not body or isinstance(body[0], ast.Raise)
 
 
-def check_class(
-    found: Found, given: Given, tolerance: float
-) -> tuple[list[Finding], dict[str, Any]]:
-    """Check a class at several points and return a finding for each variable.
+def _says_nothing(statement: ast.stmt) -> bool:
+    constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    return constant or isinstance(statement, ast.Pass)
 
-    Two sizes, with and without the defaults of numbers; a batch of one; the second pass of one
-    object; every rank of input that it takes.
+
+@dataclasses.dataclass
+class Checked:
+    """What came of a class.
+
+    Attributes:
+        findings: one for each variable, and for what concerns the class as a whole.
+        settings: with which it was made.
+        notes: what is left unchecked, or looks odd where nobody may have meant it to work.
     """
-    findings: dict[str, Finding] = {}
+
+    findings: dict[str, Finding] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def check_class(found: Found, given: Given, tolerance: float) -> Checked:
+    """Check a class at several points.
+
+    Two sizes, with and without the defaults of arguments; large inputs; a batch of one; the second
+    pass of one object; and, where it takes them, inputs of another rank.
+    """
     rng = np.random.default_rng(0)
-    settings: dict[str, Any] = {}
-    subjects = found.build(found.cls, given, _PLAIN, False, rng)
-    settings |= subjects[0].settings
-    plans: list[tuple[str, Callable[[], list[Subject]], bool]] = [("", lambda: subjects, False)]
+    checked = Checked()
+
+    def build(point: Point) -> list[Subject]:
+        like = first[0] if first else None
+        return found.build(found.cls, given, point, rng, like)
+
+    first: list[Subject] = []
+    first = build(Point(_PLAIN))
+    main = first[0]
+    main.elsewhere = lambda: build(Point(_OTHER))[0]
+    checked.settings = main.settings
+    checked.notes += main.notes
+    plans: list[tuple[str, Callable[[], Subject], bool]] = [("", lambda: main, False)]
     if found.kind in ("module", "torch module"):
-        plans.append(("second pass of one object", lambda: subjects[:1], True))
-    varied = lambda: found.build(found.cls, given, _VARIED, True, rng)[:1]  # noqa: E731
-    plans.append(("other sizes and settings", varied, False))
+        plans.append(("second pass of one object", lambda: main, True))
+    for vary in (2, 1):
+        other = Point(_OTHER, vary)
+        plans.append(("other sizes and settings", lambda p=other: build(p)[0], False))  # type: ignore[misc]
+    large = Point(_PLAIN, scale=4.0)
+    plans.append(("large values", lambda: build(large)[0], False))
     if not given.shapes:
-        one = lambda: found.build(found.cls, given, _ONE, False, rng)[:1]  # noqa: E731
-        plans.append(("a batch of one", one, False))
-    for number, (title, build, warm) in enumerate(plans):
+        plans.append(("a batch of one", lambda: build(Point(_ONE))[0], False))
+    for number, (title, make, warm) in enumerate(plans):
         try:
-            chosen = build()
+            subject = make()
         except Exception:  # other sizes and settings may not be allowed
             continue
-        for subject in chosen:
-            for finding in _checked(found, given, subject, rng, tolerance, warm):
-                finding = dataclasses.replace(finding, point=_point(subject, title))
-                _keep(findings, finding, number)
-        if any(f.variable == "" and not f.passed for f in findings.values()):
+        for finding in _checked(found, given, subject, rng, tolerance, warm):
+            finding = dataclasses.replace(finding, point=_point(subject, title))
+            # Switches that are changed may ask for what is not there.
+            if number and finding.diagnosis == "crash" and "settings" in title:
+                continue
+            _keep(checked.findings, finding, number)
+        if any(f.variable == "" and not f.passed for f in checked.findings.values()):
             break
-    return list(findings.values()), settings
+    for subject in first[1:]:
+        for finding in _checked(found, given, subject, rng, tolerance, False):
+            if finding.passed:
+                _keep(checked.findings, finding, 1)
+            else:
+                where = _point(subject, "")
+                text = f"{finding.variable or 'it'} is wrong on {where} ({finding.diagnosis}), "
+                checked.notes.append(text + "which may not be meant; --input-shape has it judged")
+    return checked
 
 
 def _keep(findings: dict[str, Finding], finding: Finding, number: int) -> None:
@@ -160,7 +215,7 @@ def _as_squares(found: Found, given: Given, tolerance: float) -> Finding | None:
     """Return what is wrong where a transposed matrix fits, or None."""
     rng = np.random.default_rng(1)
     try:
-        for subject in found.build(found.cls, given, _SQUARE, False, rng)[:1]:
+        for subject in found.build(found.cls, given, Point(_SQUARE), rng)[:1]:
             with np.errstate(all="ignore"):
                 for finding in check(subject, rng, diagnose, tolerance=tolerance):
                     if finding.diagnosis in _HIDDEN_BY_SQUARES:
@@ -193,26 +248,34 @@ def _their_error(error: BaseException) -> str:
 
 
 def _result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:
-    findings: list[Finding]
-    settings: dict[str, Any] = {}
     start = time.perf_counter()
     try:
-        findings, settings = check_class(found, given, tolerance)
+        checked = check_class(found, given, tolerance)
     except NoInputError as error:
         cause = error.__cause__
-        why = _their_error(cause) if cause is not None else "nothing fits"
-        text = f"forward did not run on inputs of shape {error}: {why}; give --input-shape"
-        findings = [Finding("", "NOT CHECKED", "no-input", text)]
+        text = str(error)
+        if cause is not None:
+            text = f"forward did not run on inputs of shape {error}: {_their_error(cause)}"
+            text += "" if isinstance(cause, ContractError) else "; give --input-shape"
+        if _unwritten(found.cls.forward) or _unwritten(getattr(found.cls, "backward", None)):
+            text = "forward or backward is not written yet"
+        checked = Checked({"": Finding("", "NOT CHECKED", "no-input", text)})
     except (Exception, SystemExit) as error:
         text = f"{_their_error(error)}; where constructor arguments are what it needs: --init"
-        findings = [Finding("", "NOT CHECKED", "crash", text)]
+        checked = Checked({"": Finding("", "NOT CHECKED", "crash", text)})
     return {
-        "class": found.cls.__name__,
-        "kind": found.kind,
-        "file": inspect.getsourcefile(found.cls),
-        "settings": {key: _plain(value) for key, value in settings.items()},
+        "settings": {key: _plain(value) for key, value in checked.settings.items()},
         "seconds": round(time.perf_counter() - start, 3),
-        "findings": [dataclasses.asdict(finding) for finding in findings],
+        "notes": list(dict.fromkeys(checked.notes)),
+        "findings": [_finite(finding) for finding in checked.findings.values()],
+    }
+
+
+def _finite(finding: Finding) -> dict[str, Any]:
+    """Return a finding for JSON, which knows no NaN and no infinity."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in dataclasses.asdict(finding).items()
     }
 
 
@@ -225,35 +288,54 @@ def _plain(value: Any) -> Any:
 def main(order: dict[str, Any], out: TextIO) -> None:
     """Check what ``order`` asks for and write a line of JSON for each event to ``out``."""
 
-    def tell(**event: Any) -> None:
-        print(json.dumps(event), file=out, flush=True)
+    def tell(event: str, **about: Any) -> None:
+        print(json.dumps({"event": event, **about}, allow_nan=False), file=out, flush=True)
 
-    tell(event="importing")
-    path = Path(order["path"])
-    try:
-        _files.update(str(f.absolute()) for f in ([path] if path.is_file() else path.rglob("*.py")))
-        modules = import_files(path)
-    except (Exception, SystemExit) as error:
-        tell(event="failed", why=f"cannot be imported: {_their_error(error)}")
-        return
-    found, skipped = find(modules)
-    names = [f.cls.__name__ for f in found]
-    tell(event="found", classes=names, skipped=skipped)
-    given = Given(
-        tuple(order["args"]),
-        order["kwargs"],
-        tuple(tuple(shape) for shape in order["shapes"]),
-        tuple(order["range"]) if order["range"] else None,
-    )
-    for one in found:
-        name = one.cls.__name__
-        if (order["names"] and name not in order["names"]) or name in order["done"]:
+    seed_unseeded_generators()
+    args, kwargs = guesses.parse_arguments(order["init"])
+    shapes = tuple(tuple(shape) for shape in order["shapes"])
+    given = Given(args, kwargs, shapes, tuple(order["range"]) if order["range"] else None)
+    path, done = Path(order["path"]), set(order["done"])
+    modules: list[ModuleType] = []
+    for file in python_files(path):
+        _files.add(str(file))
+        about = {"key": str(file), "class": file.name, "kind": "import", "file": str(file)}
+        if str(file) in done:
             continue
-        tell(event="begun", **{"class": name, "kind": one.kind})
-        tell(event="result", **_result(one, given, order["tolerance"]))
-    tell(event="done")
+        tell("begun", **about)
+        sys.argv = [str(file)]
+        try:
+            modules.append(import_file(file))
+            tell("imported")
+        except (Exception, SystemExit) as error:
+            text = f"cannot be imported: {_their_error(error)}"
+            findings = [_finite(Finding("", "WRONG", "crash", text))]
+            tell("result", **about, settings={}, seconds=None, notes=[], findings=findings)
+    found, skipped = find(modules)
+    hold_generators([vars(module) for module in modules])
+    hold_generators([vars(one.cls) for one in found])
+    tell("found", classes=[one.cls.__name__ for one in found], skipped=skipped)
+    for one in found:
+        name, file_name = one.cls.__qualname__, inspect.getsourcefile(one.cls) or ""
+        key = f"{file_name}:{name}"
+        if (order["names"] and one.cls.__name__ not in order["names"]) or key in done:
+            continue
+        about = {"key": key, "class": one.cls.__name__, "kind": one.kind, "file": file_name}
+        tell("begun", **about)
+        tell("result", **about, **_result(one, given, order["tolerance"]))
+    tell("done")
+
+
+def _end_with(parent: int) -> None:
+    """End this process when ``parent`` has ended, however it did."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 if __name__ == "__main__":
+    if os.name == "posix":
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Path(sys.argv[2]).open("a", encoding="utf-8") as stream:
         main(json.loads(sys.argv[1]), stream)
+    os._exit(0)  # whatever threads a user's code has left

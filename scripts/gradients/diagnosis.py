@@ -31,14 +31,17 @@ def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[
         numerical: what it should have been.
     """
     look = _Look(case, name, analytic, numerical)
+    if np.isnan(numerical).any():  # too many entries to look at all of them
+        return _of_some(look)
     questions: list[Callable[[_Look], Answer]] = [_type, _finite, _accumulation]
     if analytic.shape != numerical.shape:
         questions += [_shape]
     else:
         questions += [
             _zero, _float32, _factor, _upstream_ignored, _upstream_powers, _one_sample, _swapped,
-            _transposed, _missing_factor, _passed_through, _missing_own_factor, _fused, _threshold,
-            _jacobian, _normalised, _by_output, _some_rows, _mask, _local_derivative,
+            _one_output, _transposed, _missing_factor, _fused, _threshold, _passed_through,
+            _missing_own_factor, _branches, _nearly, _jacobian, _normalised, _by_output, _mask,
+            _some_rows, _one_feature, _local_derivative,
         ]  # fmt: skip
     with np.errstate(all="ignore"):
         for question in questions:
@@ -84,15 +87,33 @@ def _same(a: Array, b: Array, rtol: float = 1e-5) -> bool:
     if a.shape != b.shape or not a.size:
         return False
     size = np.abs(b).max()
-    return bool(size > 1e-8 and np.abs(a - b).max() <= rtol * size)
+    return bool(size > 1e-14 and np.abs(a - b).max() <= rtol * size)
 
 
 def _ratio(a: Array, b: Array) -> float | None:
-    """Return c where a = c · b, or None."""
-    if a.shape != b.shape or not a.size or np.abs(b).max() < 1e-8:
+    """Return c where a = c · b, or None; of two numbers each is a multiple of the other: only 1."""
+    if a.shape != b.shape or not a.size or np.abs(b).max() < 1e-14:
         return None
+    if a.size == 1:
+        return 1.0 if _same(a, b) else None
     c = float(np.sum(a * b) / np.sum(b * b))
     return c if c and _same(a, c * b) else None
+
+
+def _of_some(look: _Look) -> tuple[str, str]:
+    """Return what can be told from some of the entries."""
+    seen = ~np.isnan(look.n)
+    a, n = look.a[seen], look.n[seen]
+    part = f", by {len(n)} of its {look.a.size:,} entries"
+    if not np.isfinite(a).all():
+        return "not-finite", f"the gradient holds {a[~np.isfinite(a)].flat[0]}"
+    if np.abs(a).max() < 1e-12:
+        return "zero-gradient", f"the gradient is zero{part}"
+    c = _ratio(a, n)
+    if c is not None and abs(c - 1) > 1e-5:
+        kind, text = _kind_of_factor(c, look)
+        return kind, text + part
+    return "unknown", f"wrong{part}; a smaller --input-shape or --init would tell more"
 
 
 def _type(look: _Look) -> Answer:
@@ -182,31 +203,66 @@ def _grainy(look: _Look) -> bool:
     return max(jumps) > 1e-9 * float(np.abs(look.a).max())
 
 
-def _named(c: float, look: _Look) -> str:
-    """Return a factor in words, with the quantity of the problem that it equals."""
-    shapes = {"N": float(look.batch)}
+def _quantities(look: _Look) -> dict[str, float]:
+    """Return the numbers of the problem that a factor may be, by name."""
+    found: dict[str, float] = {"2": 2.0, "3": 3.0, "ln 2": float(np.log(2))}
     if look.batch > 1:
-        shapes["N - 1"] = look.batch - 1.0
-    for label, size in zip("DC", (look.x.shape[-1:], look.dout.shape[-1:]), strict=True):
-        if size and float(size[0]) not in shapes.values():
-            shapes[f"{size[0]} (a length of {'this variable' if label == 'D' else 'dout'})"] = (
-                float(size[0])
-            )
-    numbers = {
-        k: float(v)
-        for k, v in look.case.subject.settings.items()
-        if isinstance(v, int | float) and not isinstance(v, bool)
+        found |= {"N": look.batch, "N - 1": look.batch - 1.0}
+    if look.dout.ndim > 1 and look.dout.shape[-1] > 1:
+        found["the outputs of a sample"] = look.dout.size / max(look.batch, 1)
+        found["the entries of the output"] = look.dout.size
+    if look.x.ndim > 1 and look.x.shape[-1] > 1:
+        found["the last axis of this variable"] = look.x.shape[-1]
+        found["the entries of this variable"] = look.x.size
+    if look.dout.ndim == 4:
+        found["N · H · W"] = look.dout.size / look.dout.shape[1]
+        found["H · W"] = look.dout.shape[2] * look.dout.shape[3]
+    for key, value in look.case.subject.settings.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and value not in (0, 1):
+            found |= {key: float(value), f"(1 - {key})": 1.0 - value}
+    return found
+
+
+def _names(c: float, look: _Look) -> dict[str, None]:
+    """Return the names of a factor, in the order of how likely they are meant."""
+    table: dict[str, float] = {}
+    for key, value in _quantities(look).items():
+        if value:
+            table |= {key: value, f"1/{key}": 1 / value}
+    return {
+        f"{mark}{label}": None
+        for label, value in table.items()
+        for sign, mark in ((1, ""), (-1, "-"))
+        if np.isclose(c, sign * value, rtol=1e-5)
     }
-    table = {f"{v}": v for v in (2.0, 0.5, 3.0)} | {"ln 2": float(np.log(2))}
-    for key, value in {**shapes, **numbers}.items():
-        table |= {key: value, f"1/{key}": 1 / value if value else np.inf}
-        if key in numbers and value not in (0, 1):
-            table |= {f"(1 - {key})": 1 - value, f"1/(1 - {key})": 1 / (1 - value)}
-    for label, value in table.items():
-        for sign, mark in ((1, ""), (-1, "-")):
-            if np.isclose(c, sign * value, rtol=1e-5):
-                return f"{mark}{label}"
-    return f"{c:.6g}"
+
+
+def _named(c: float, look: _Look) -> str:
+    """Return a factor in words; of several that fit, the one that fits at other sizes, too."""
+    names = list(_names(c, look))
+    if len(names) > 1 and (other := _elsewhere(look)) is not None:
+        elsewhere = _ratio(other.a, other.n)
+        both = [] if elsewhere is None else [n for n in names if n in _names(elsewhere, other)]
+        names = both or names
+    return names[0] if names else f"{c:.6g}"
+
+
+def _elsewhere(look: _Look) -> _Look | None:
+    """Return the same variable of the same class at other sizes."""
+    try:
+        subject = look.case.subject.elsewhere()
+        if subject is None:
+            return None
+        outputs = subject.evaluate(subject.variables)
+        rng = np.random.default_rng(3)
+        douts = tuple(
+            rng.standard_normal(o.shape) if subject.upstream else np.ones(o.shape) for o in outputs
+        )
+        case = Case(subject, subject.variables, douts)
+        gradient = case.given()[0].get(look.name)
+    except Exception:
+        return None
+    return None if gradient is None else _Look(case, look.name, gradient, case.truth(look.name)[0])
 
 
 def _by(c: float, look: _Look) -> str:
@@ -214,26 +270,30 @@ def _by(c: float, look: _Look) -> str:
 
 
 def _factor(look: _Look) -> Answer:
-    c = _ratio(look.a, look.n)
-    if c is None:
+    c = float(look.a.item() / look.n.item()) if look.a.size == 1 else _ratio(look.a, look.n)
+    if c is None or abs(c - 1) < 1e-5 or not np.isfinite(c) or not c:
         return None
     if look.case.subject.upstream:
         # One number is always a multiple of another: the factor has to hold elsewhere, too.
-        again = _ratio(look.given_for(look.other), look.truth_for(look.other))
-        if again is None or not np.isclose(again, c, rtol=1e-4):
+        given, true = look.given_for(look.other), look.truth_for(look.other)
+        if not np.allclose(given, c * true, rtol=1e-4, atol=1e-6 * np.abs(given).max()):
             return None
+    return _kind_of_factor(c, look)
+
+
+def _kind_of_factor(c: float, look: _Look) -> tuple[str, str]:
     if np.isclose(c, -1):
         return "sign", "the sign is wrong"
-    n = float(look.batch)
+    name = _named(c, look)
     sign = " and the sign is wrong" if c < 0 else ""
-    if n > 1 and np.isclose(abs(c), n, rtol=1e-5):
+    if name.lstrip("-") == "N":
+        n = abs(c)
         return "missing-1/N", f"{n:g} times too large: the factor 1/N of the mean is missing{sign}"
-    if n > 1 and np.isclose(abs(c), 1 / n, rtol=1e-5):
-        return (
-            "extra-1/N",
-            f"{n:g} times too small: divided by the batch size, which only the loss does{sign}",
-        )
-    return "constant-factor", f"{_named(c, look)} times what it should be, everywhere"
+    if name.lstrip("-") == "1/N":
+        n = 1 / abs(c)
+        text = f"{n:g} times too small: divided by the batch size, which only the loss does{sign}"
+        return "extra-1/N", text
+    return "constant-factor", f"{name} times what it should be, everywhere"
 
 
 def _upstream_ignored(look: _Look) -> Answer:
@@ -254,11 +314,12 @@ def _upstream_powers(look: _Look) -> Answer:
     if _same(double, 2 * look.a, 1e-6) and _same(minus, -look.a, 1e-6):
         return None
     if look.a.shape == look.dout.shape:
-        bad = ~np.isclose(look.a, look.n, rtol=1e-5, atol=1e-9)
-        if bad.any() and not (bad & (look.dout > 0)).any():
+        # Of each sign of the upstream gradient there is one slope.
+        slope, up = look.a / look.dout, look.dout > 0
+        if all(np.ptp(slope[part]) < 1e-9 for part in (up, ~up) if part.any()):
             return (
                 "upstream-mask",
-                "wrong where the upstream gradient is negative: its sign is taken for that of x",
+                "the sign of the upstream gradient decides, where that of x should",
             )
     return "not-linear-in-upstream", "twice the upstream gradient does not give twice the gradient"
 
@@ -284,6 +345,18 @@ def _swapped(look: _Look) -> Answer:
             c = _ratio(look.a, look.case.truth(other)[0])
             if c is not None:
                 return "swapped-gradients", f"this is the gradient of {other}"
+    return None
+
+
+def _one_output(look: _Look) -> Answer:
+    if len(look.case.douts) < 2:
+        return None
+    for i, dout in enumerate(look.case.douts):
+        only = tuple(np.zeros_like(d) for d in look.case.douts)
+        c = _ratio(look.a, look.truth_for((*only[:i], dout, *only[i + 1 :])))
+        if c is not None:
+            text = f"only the upstream gradient of output {i} counts{_by(c, look)}"
+            return "output-ignored", text
     return None
 
 
@@ -317,6 +390,8 @@ def _missing_factor(look: _Look) -> Answer:
 
 
 def _missing_own_factor(look: _Look) -> Answer:
+    if look.x.shape != look.dout.shape:  # all ones are a tie to a maximum
+        return None
     c = _ratio(look.a, look.truth(**{look.name: np.ones_like(look.x)}))
     return None if c is None else _without(look.name, c, look)
 
@@ -427,18 +502,8 @@ def _jacobians(look: _Look) -> tuple[Array, Array]:
     for j in range(size):
         one = np.zeros(size)
         one[j] = 1
-        ours[j] = look.given_for((one.reshape(look.dout.shape),)).ravel()
-    step = look.case.step
-    for i in range(size):
-        sides = []
-        for sign in (1, -1):
-            moved = look.x.copy()
-            moved.flat[i] += sign * step
-            out = look.case.subject.evaluate(
-                {**look.case.variables, look.name: moved}, look.case.warm
-            )
-            sides.append(out[0].ravel())
-        true[:, i] = (sides[0] - sides[1]) / (2 * step)
+        douts = (one.reshape(look.dout.shape),)
+        ours[j], true[j] = look.given_for(douts).ravel(), look.truth_for(douts).ravel()
     return ours, true
 
 
@@ -510,15 +575,62 @@ def _some_rows(look: _Look) -> Answer:
     return None
 
 
-def _mask(look: _Look) -> Answer:
-    """Are the factors right, but in other places (a random mask drawn a second time)?"""
+def _slopes(look: _Look) -> tuple[Array, Array] | None:
+    """Return ∂y/∂x as backward has it and as it is, of a function of each entry alone."""
     if not look.is_input or look.x.shape != look.dout.shape:
         return None
-    ours, true = (np.round(g / look.dout, 5) for g in (look.a, look.n))
+    return np.round(look.a / look.dout, 5), np.round(look.n / look.dout, 5)
+
+
+def _branches(look: _Look) -> Answer:
+    """Are what is for x < 0 and what is for x > 0 exchanged?"""
+    slopes = _slopes(look)
+    if slopes is None:
+        return None
+    (ours, true), below = slopes, look.x < 0
+    if not below.any() or below.all():
+        return None
+    two = [(np.ptp(s[part]) < 1e-4, s[part][0]) for s in (ours, true) for part in (below, ~below)]
+    if not all(constant for constant, _ in two):
+        return None
+    (_, a_low), (_, a_high), (_, n_low), (_, n_high) = two
+    if (a_low, a_high) == (n_high, n_low) and n_low != n_high:
+        return "swapped-branches", "the slopes for x < 0 and for x > 0 are exchanged"
+    return None
+
+
+def _mask(look: _Look) -> Answer:
+    """Are the factors right, but in other places (a random mask drawn a second time)?"""
+    slopes = _slopes(look)
+    if slopes is None:
+        return None
+    ours, true = slopes
     few = np.unique(true)
-    if len(few) > 3 or not set(np.unique(ours)) <= set(few) or (ours == true).all():
+    if not 1 < len(few) <= 3 or not set(np.unique(ours)) <= set(few) or (ours == true).all():
+        return None
+    low, high = look.x[true == few[0]], look.x[true != few[0]]
+    if low.max() < high.min() or high.max() < low.min():  # x decides, not chance
         return None
     return "another-mask", "the mask is not the one of forward: remember it, do not draw it again"
+
+
+def _one_feature(look: _Look) -> Answer:
+    """Is it off by a factor for each feature, or for each sample?"""
+    if look.x.ndim < 2 or min(look.x.shape[:2]) < 2:
+        return None
+    for axis, along in ((1, "feature"), (0, "sample")):
+        rest = tuple(i for i in range(look.x.ndim) if i != axis)
+        c = (look.a * look.n).sum(axis=rest, keepdims=True)
+        c /= (look.n**2).sum(axis=rest, keepdims=True)
+        if _same(look.a, c * look.n):
+            text = (
+                f"off by a factor for each {along}, from {c.min():.3g} to {c.max():.3g}: one that"
+            )
+            return (
+                f"{along}-factor",
+                f"{text} differs from {along} to {along} is missing or too much",
+            )
+    return None
 
 
 def _local_derivative(look: _Look) -> Answer:
@@ -540,6 +652,13 @@ def _local_derivative(look: _Look) -> Answer:
         f"the derivative itself is wrong: at x = {look.x.flat[worst]:.4g} it is "
         f"{true[worst, worst]:.4g}, backward takes {ours[worst, worst]:.4g}",
     )
+
+
+def _nearly(look: _Look) -> Answer:
+    off = float(np.abs(look.a - look.n).max() / np.abs(look.n).max())
+    if off > 0.01:
+        return None
+    return "small-error", f"right but for a part in {1 / off:.0f}: an eps that is missing?"
 
 
 def _similarity(a: Array, n: Array) -> str:

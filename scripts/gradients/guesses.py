@@ -8,6 +8,8 @@ kink or a tie could be.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +29,7 @@ from scripts.gradients.subjects import (
     Subject,
     TorchSession,
     find_parameters,
+    loose_arrays,
     reseed,
 )
 
@@ -43,6 +46,21 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Where to look.
+
+    Attributes:
+        sizes: of the inputs.
+        vary: 0 to keep the defaults of arguments, 1 for other numbers, 2 for other switches too.
+        scale: what inputs are multiplied with.
+    """
+
+    sizes: Sizes
+    vary: int = 0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
 class Given:
     """What the user said instead of leaving it to be guessed."""
 
@@ -51,10 +69,22 @@ class Given:
     shapes: tuple[tuple[int, ...], ...] = ()
     range: tuple[float, float] | None = None
 
-    @property
-    def init(self) -> bool:
-        """Whether constructor arguments were given."""
-        return bool(self.args or self.kwargs)
+
+@dataclass(frozen=True)
+class Candidate:
+    """Inputs to try.
+
+    Attributes:
+        layout: what kind of inputs these are, whatever their sizes.
+        variables: inputs and parameters.
+        start: begins a session.
+        another: a further kind of input, looked at where one that is not has been found to run.
+    """
+
+    layout: str
+    variables: dict[str, Array]
+    start: Callable[[], Session]
+    another: bool = False
 
 
 class NoInputError(Exception):
@@ -68,21 +98,24 @@ _WORDS = {
     "in_channels channels n_channels num_channels c_in",
     "out": "out_features n_out out_dim output_dim output_size n_outputs fan_out n_classes "
     "num_classes d_out out_size n_units units output_features out_channels filters n_filters "
-    "num_filters c_out",
-    "probability": "p dropout dropout_p prob drop_prob dropout_rate rate p_drop",
+    "num_filters c_out hidden_size",
+    "probability": "p dropout dropout_p prob drop_prob dropout_rate rate p_drop keep_prob keep "
+    "p_keep keep_p",
     "slope": "alpha neg_slope negative_slope slope leak",
     "eps": "eps epsilon",
     "scale": "factor temperature lam lmbda exponent power",
-    "hidden": "n_hidden hidden hidden_dims hidden_sizes hidden_units layers",
+    "hidden": "n_hidden hidden hidden_dims hidden_sizes hidden_units dnn_hidden_units",
     "kernel": "kernel_size kernel k ksize filter_size",
     "window": "pool_size pool window",
     "one": "padding pad stride axis dim num_groups groups n_heads num_heads",
     "rng": "rng generator random_state",
-    "image": "in_channels channels n_channels num_channels kernel_size",
+    "image": "in_channels channels n_channels num_channels kernel_size kernel k pool_size pool",
     "vector": "gamma beta bias b shift scale running_mean running_var",
     "matrix": "weight weights w matrix kernel wt mat m",
-    "target": "y t target targets label labels y_true truth onehot one_hot t_true gt",
-    "index": "indices targets index labels",
+    "target": "y t target targets label labels y_true truth onehot one_hot t_true gt actual",
+    "index": "indices targets index labels target label",
+    "mode": "training train eval inplace in_place verbose debug",
+    "untrained": "mask running_mean running_var",
 }
 _NAMES = {kind: set(words.split()) for kind, words in _WORDS.items()}
 _NUMBERS = {
@@ -91,7 +124,29 @@ _NUMBERS = {
     **dict.fromkeys(_NAMES["scale"], 1.7),
     "scale": 1.7,
     "momentum": 0.1,
+    **dict.fromkeys(("min", "low", "lower", "min_val"), -0.8),
+    **dict.fromkeys(("max", "high", "upper", "max_val"), 0.9),
 }
+
+
+def parse_arguments(text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional and keyword arguments from text such as ``4, 3, alpha=0.5``.
+
+    Raises:
+        ValueError: it is something else than plain values.
+    """
+    try:
+        call = ast.parse(f"f({text}\n)", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+            raise ValueError("no list of arguments")
+        kwargs = {}
+        for word in call.keywords:
+            if word.arg is None:
+                raise ValueError("no name")
+            kwargs[word.arg] = ast.literal_eval(word.value)
+        return tuple(ast.literal_eval(node) for node in call.args), kwargs
+    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def draw(rng: np.random.Generator, shape: Sequence[int], domain: str = "real") -> Array:
@@ -112,7 +167,7 @@ def draw(rng: np.random.Generator, shape: Sequence[int], domain: str = "real") -
 
 
 def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> Any:
-    """Return a value for a constructor's argument that has no default."""
+    """Return a value for an argument that has no default."""
     key = name.lower().strip("_")
     if key in _NUMBERS:
         return _NUMBERS[key]
@@ -123,8 +178,12 @@ def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> A
     for kind, value in guesses.items():
         if key in _NAMES[kind]:
             return value
+    if key in _NAMES["mode"]:
+        return "train" in key
     if key in ("seed", "dtype"):
         return {"seed": 7, "dtype": np.float64}[key]
+    if "prob" in key or "rate" in key:
+        return 0.3
     if "bool" in annotation:
         return False
     if "float" in annotation:
@@ -134,9 +193,15 @@ def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> A
     return sizes.d if position == 0 else sizes.c
 
 
-def _varied(name: str, default: Any) -> Any:
-    """Return another value than the default of a number, which may hide a mistake (1 does)."""
+def varied(name: str, default: Any, vary: int) -> Any:
+    """Return another value than a default, which may hide a mistake, as 1 does."""
     key = name.lower()
+    if key in _NAMES["mode"]:
+        return default
+    if vary > 1 and isinstance(default, bool):
+        return not default
+    if vary > 1 and isinstance(default, int) and key in ("stride", "padding", "pad", "dilation"):
+        return default + 1
     if isinstance(default, bool) or not isinstance(default, int | float):
         return default
     if key in _NAMES["eps"]:
@@ -147,27 +212,46 @@ def _varied(name: str, default: Any) -> Any:
 
 
 def constructor_arguments(
-    call: Callable[..., Any], given: Given, sizes: Sizes, vary: bool
+    call: Callable[..., Any], given: Given, point: Point
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return arguments for a constructor; what the user gave stays."""
-    if given.init:
+    if given.args or given.kwargs:
         return given.args, given.kwargs
     kwargs: dict[str, Any] = {}
-    for position, parameter in enumerate(_signature(call)):
+    parameters = _signature(call)
+    for position, parameter in enumerate(parameters):
         name, default = parameter.name, parameter.default
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if default is parameter.empty:
+        if default is parameter.empty or name in ("rng", "seed", "dtype"):
             annotation = str(parameter.annotation)
-            kwargs[name] = guess_argument(name, annotation, sizes, position)
-        elif name == "dtype":
-            kwargs[name] = np.float64
-        elif name in ("rng", "seed"):
-            kwargs[name] = guess_argument(name, "", sizes, position)
-        elif vary and _varied(name, default) != default:
-            kwargs[name] = _varied(name, default)
-    positional = [p.name for p in _signature(call) if p.kind is p.POSITIONAL_ONLY]
+            kwargs[name] = guess_argument(name, annotation, point.sizes, position)
+        elif point.vary and (other := varied(name, default, point.vary)) != default:
+            kwargs[name] = other
+    positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
     return tuple(kwargs.pop(name) for name in positional if name in kwargs), kwargs
+
+
+def _construct(
+    cls: type, given: Given, point: Point
+) -> tuple[Any, Callable[[], Any], dict[str, Any]]:
+    """Return an instance, a way to another like it, and the arguments to be shown."""
+    args, kwargs = constructor_arguments(cls, given, point)
+    choices = [kwargs]
+    for name, value in kwargs.items():  # a list of widths may have to be one width
+        if isinstance(value, list) and not given.kwargs:
+            choices.append({**kwargs, name: value[0]})
+    first: Exception | None = None
+    for chosen in choices:
+        try:
+            reseed()
+            instance = cls(*args, **chosen)
+        except Exception as error:
+            first = first or error
+            continue
+        return instance, lambda: cls(*args, **chosen), _shown(args, chosen)  # noqa: B023
+    assert first is not None
+    raise first
 
 
 def _signature(call: Callable[..., Any], skip: int = 0) -> list[inspect.Parameter]:
@@ -184,9 +268,8 @@ def _required(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter
 
 def _shown(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
     named = {str(i): value for i, value in enumerate(args)} | kwargs
-    return {
-        key: value for key, value in named.items() if not isinstance(value, np.random.Generator)
-    }
+    hidden = np.random.Generator | type
+    return {key: value for key, value in named.items() if not isinstance(value, hidden)}
 
 
 def _runs(start: Callable[[], Session], variables: dict[str, Array]) -> BaseException | None:
@@ -202,141 +285,222 @@ def _runs(start: Callable[[], Session], variables: dict[str, Array]) -> BaseExce
     return None
 
 
-# --- modules --------------------------------------------------------------------------------------
-
-
-def module_subjects(
-    cls: type, given: Given, sizes: Sizes, vary: bool, rng: np.random.Generator
+def _accept(
+    candidates: Iterator[Candidate], like: Subject | None, make: Callable[[Candidate], Subject]
 ) -> list[Subject]:
-    """Return a module of the courses at each kind of input that it takes.
+    """Return the first candidate that runs, and the first of another kind of input, if any does.
+
+    Args:
+        candidates: in the order of how likely they are meant.
+        like: only inputs of the kind that this subject has.
+        make: makes a subject of one.
 
     Raises:
-        NoInputError: none of the inputs that were tried could be run.
-        Exception: whatever the constructor raises.
+        NoInputError: none of them runs.
     """
-    args, kwargs = constructor_arguments(cls, given, sizes, vary)
-    reseed()
-    template = cls(*args, **kwargs)
-    if callable(getattr(template, "train", None)):
-        template.train()
-    parameters = find_parameters(template)
-    names = [p.name for p in _required(_signature(template.forward))]
-    if len(names) > 1 and names[1].lower() in _NAMES["target"]:
-        return _loss_subjects(template, names[0], given, sizes, rng, _shown(args, kwargs))
-    names = names or ["x"]
     subjects: list[Subject] = []
     first: BaseException | None = None
-    for shapes in _module_shapes(len(names), given, sizes, {*kwargs, *map(str, args)}):
-        if subjects and (parameters or len(shapes[0]) != 4):
-            continue  # parameters that fit another rank do so by chance
-        for domain in _domains(given):
-            x = {name: _value(rng, s, domain, given) for name, s in zip(names, shapes, strict=True)}
-            for values in _parameter_values(template, parameters, rng):
-                variables = {**x, **values}
-
-                def start() -> Session:
-                    return ModuleSession(template, parameters, tuple(names), ())
-
-                error = _runs(start, variables)
-                if error is None:
-                    subject = Subject(cls.__name__, "module", variables, tuple(names), start)
-                    subject.settings = _shown(args, kwargs)
-                    subjects.append(subject)
-                    break
-                first = first or error
-            else:
-                continue
-            break
-        if len(subjects) == 2:
-            break
+    tried: list[str] = []
+    for candidate in candidates:
+        if candidate.another != bool(subjects) or (
+            like is not None and candidate.layout != like.layout
+        ):
+            continue
+        error = _runs(candidate.start, candidate.variables)
+        if error is None:
+            subjects.append(make(candidate))
+            subjects[-1].layout = candidate.layout
+            if len(subjects) == 2 or like is not None:
+                break
+        first = first or error
+        shapes = " and ".join(str(v.shape) for v in candidate.variables.values())
+        tried += [shapes] if shapes not in tried else []
     if not subjects:
-        raise NoInputError("; ".join(_tried(len(names), given, sizes))) from first
+        raise NoInputError("; ".join(tried[:6])) from first
     return subjects
-
-
-def _tried(n_inputs: int, given: Given, sizes: Sizes) -> list[str]:
-    shapes = _module_shapes(n_inputs, given, sizes, set())
-    return [" and ".join(map(str, s)) for s in shapes]
-
-
-def _module_shapes(
-    n_inputs: int, given: Given, sizes: Sizes, settings: set[str]
-) -> Iterator[tuple[tuple[int, ...], ...]]:
-    if given.shapes:
-        yield given.shapes if len(given.shapes) == n_inputs else given.shapes[:1] * n_inputs
-        return
-    n, d, h, w = sizes.n, sizes.d, sizes.h, sizes.w
-    image = bool(settings & _NAMES["image"])
-    ranks = [(n, d), (n, d, h, w), (n, d, h), (n, h, d), (d,)]
-    if image:
-        ranks = [(n, d, h + 2, w + 2), (n, d, h + 2), (n, d)]
-    for shape in ranks:
-        yield (shape,) * n_inputs
 
 
 def _domains(given: Given) -> tuple[str, ...]:
     return ("given",) if given.range else ("real", "positive", "unit")
 
 
-def _value(rng: np.random.Generator, shape: Sequence[int], domain: str, given: Given) -> Array:
+def _value(
+    rng: np.random.Generator, shape: Sequence[int], domain: str, given: Given, point: Point
+) -> Array:
     if domain == "given" and given.range is not None:
         low, high = given.range
         return low + (high - low) * (draw(rng, shape, "unit") - 0.1) / 0.8
-    return draw(rng, shape, domain)
+    return draw(rng, shape, domain) * (1.0 if domain == "unit" else point.scale)
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+def module_subjects(
+    cls: type, given: Given, point: Point, rng: np.random.Generator, like: Subject | None = None
+) -> list[Subject]:
+    """Return a module of the courses, or a loss, with inputs that it takes.
+
+    Raises:
+        NoInputError: none of the inputs that were tried could be run.
+        Exception: whatever the constructor raises.
+    """
+    template, again, settings = _construct(cls, given, point)
+    if callable(getattr(template, "train", None)):
+        template.train()
+    parameters = find_parameters(template)
+    names = [p.name for p in _required(_signature(template.forward))] or ["x"]
+    takes = len(_required(_signature(template.backward)))
+    if len(names) == 2 and (takes == 2 or names[1].lower() in _NAMES["target"]):
+        return _loss_subjects(template, again, names, takes, given, point, rng, settings, like)
+    own = {p.name: np.asarray(p.value(template), np.float64) for p in parameters}
+
+    def start() -> Session:
+        return ModuleSession(template, again, parameters, tuple(names))
+
+    def candidates() -> Iterator[Candidate]:
+        for rank, shapes in enumerate(_module_shapes(len(names), given, point.sizes, {*settings})):
+            for domain in _domains(given):
+                x = {
+                    name: _value(rng, shape, domain, given, point)
+                    for name, shape in zip(names, shapes, strict=True)
+                }
+                for values in _parameter_values(own, rng):
+                    yield Candidate(f"{rank} {domain}", {**x, **values}, start)
+
+    def make(candidate: Candidate) -> Subject:
+        subject = Subject(cls.__name__, "module", candidate.variables, tuple(names), start)
+        subject.settings = settings
+        subject.is_network = any(p.path for p in parameters)
+        return _with_loose_arrays(subject, template, again, parameters, rng)
+
+    return _accept(candidates(), like, make)
+
+
+def _with_loose_arrays(
+    subject: Subject,
+    template: Any,
+    again: Callable[[], Any],
+    parameters: list[Parameter],
+    rng: np.random.Generator,
+) -> Subject:
+    """Take for parameters what is kept as ``W`` with its gradient as ``dW``, and note the rest."""
+    loose = loose_arrays(template)
+    if not loose:
+        return subject
+    session = subject.start()
+    assert isinstance(session, ModuleSession)
+    try:
+        outputs = session.forward(subject.variables)
+        session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
+    except Exception:  # the check itself will say so
+        return subject
+    trained = [p for p in loose if p.gradient(session.module) is not None]
+    for parameter in loose:
+        if parameter in trained:
+            continue
+        other = ModuleSession(template, again, parameters, subject.inputs)
+        value = parameter.value(other.module)
+        parameter.set(other.module, value + 0.1 * (1 + np.abs(value)))
+        with contextlib.suppress(Exception):
+            if not _same_outputs(other.forward(subject.variables), outputs):
+                subject.notes.append(
+                    f"{parameter.name} changes the output but is in no params: not checked"
+                )
+    if trained:
+        together = [*parameters, *trained]
+        subject.variables |= {p.name: draw(rng, p.value(template).shape) for p in trained}
+        subject.start = lambda: ModuleSession(template, again, together, subject.inputs)
+    return subject
+
+
+def _same_outputs(ours: Sequence[Array], others: Sequence[Array]) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, others, strict=True))
+
+
+def _module_shapes(
+    n_inputs: int, given: Given, sizes: Sizes, settings: set[str]
+) -> Iterator[tuple[tuple[int, ...], ...]]:
+    if given.shapes:
+        yield _given_shapes(n_inputs, given)
+        return
+    n, d, h = sizes.n, sizes.d, sizes.h
+    if settings & _NAMES["image"]:
+        images = (min(n, 3), min(d, 3) if not settings & _NAMES["in"] else d, 4, 6)
+        ranks: list[tuple[int, ...]] = [images, (n, d, h + 2), (n, d)]
+    else:
+        ranks = [(n, d), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d), (d,)]
+    for shape in ranks:
+        yield (shape,) * n_inputs
+    if n_inputs == 2:
+        yield (n, d), (n, sizes.c)
+
+
+def _given_shapes(n_inputs: int, given: Given) -> tuple[tuple[int, ...], ...]:
+    if len(given.shapes) not in (1, n_inputs):
+        raise NoInputError(
+            f"{len(given.shapes)} of --input-shape for {n_inputs} input{'s' * (n_inputs > 1)}"
+        )
+    return given.shapes if len(given.shapes) == n_inputs else given.shapes * n_inputs
 
 
 def _parameter_values(
-    template: Any, parameters: Sequence[Parameter], rng: np.random.Generator
+    own: dict[str, Array], rng: np.random.Generator
 ) -> Iterator[dict[str, Array]]:
     """Yield points at which to look: never the initial one, whose ones and zeros hide mistakes."""
-    from scripts.gradients.subjects import _at
-
-    own = {p.name: np.asarray(_at(template, p.path).params[p.key], np.float64) for p in parameters}
     yield {name: draw(rng, value.shape) for name, value in own.items()}
-    yield {name: draw(rng, value.shape, "positive") for name, value in own.items()}
-    yield {
-        name: v * (1 + 0.1 * draw(rng, v.shape)) + 0.01 * draw(rng, v.shape)
-        for name, v in own.items()
-    }
+    if own:
+        yield {name: draw(rng, value.shape, "positive") for name, value in own.items()}
+        near = {name: draw(rng, value.shape) for name, value in own.items()}
+        yield {name: value + 0.1 * near[name] * np.abs(value) for name, value in own.items()}
 
 
 def _loss_subjects(
     template: Any,
-    name: str,
+    again: Callable[[], Any],
+    names: list[str],
+    takes: int,
     given: Given,
-    sizes: Sizes,
+    point: Point,
     rng: np.random.Generator,
     settings: dict[str, Any],
+    like: Subject | None,
 ) -> list[Subject]:
-    n, c = given.shapes[0] if given.shapes and len(given.shapes[0]) == 2 else (sizes.n, sizes.d)
-    shape = given.shapes[0] if given.shapes else (n, c)
-    labels = rng.integers(0, c, n)
-    targets: list[Array] = [labels, np.eye(c)[labels], draw(rng, shape)]
-    if len(shape) != 2:
-        targets = [draw(rng, shape)]
-    takes = len(_required(_signature(template.backward)))
+    first_is_target = names[0].lower() in _NAMES["target"] and names[1].lower() not in {
+        *_NAMES["target"]
+    }
+    name = names[first_is_target]
+    n, d = point.sizes.n, point.sizes.d
     parameters = find_parameters(template)
-    first: BaseException | None = None
-    for target in targets:
 
-        def start(target: Array = target) -> Session:
-            session = LossSession(template, parameters, (name,), (target,))
-            session.takes = takes
-            return session
+    def candidates() -> Iterator[Candidate]:
+        for shape in given.shapes[:1] or ((n, d), (n, 1), (n,)):
+            targets: dict[str, Array] = {}
+            if len(shape) == 2 and (shape[1] > 1 or d == 1):
+                labels = rng.integers(0, shape[1], shape[0])
+                targets = {"labels": labels, "one-hot": np.eye(shape[1])[labels]}
+            targets |= {"numbers": draw(rng, shape), "shares": draw(rng, shape, "unit")}
+            yield from with_targets(shape, targets)
 
-        for domain in _loss_domains(start, name, given, shape, rng, target is targets[-1]):
-            variables = {name: _value(rng, shape, domain, given)}
-            error = _runs(start, variables)
-            if error is None and any(out.size != 1 for out in start().forward(variables)):
-                error = TypeError("forward(x, y) is expected to return one number, the loss")
-            if error is None:
-                subject = Subject(
-                    type(template).__name__, "loss", variables, (name,), start, settings
-                )
-                subject.upstream = takes == 1
-                return [subject]
-            first = first or error
-    raise NoInputError(f"{shape} with labels, one-hot rows or numbers as targets") from first
+    def with_targets(shape: tuple[int, ...], targets: dict[str, Array]) -> Iterator[Candidate]:
+        for kind, target in targets.items():
+
+            def start(target: Array = target) -> Session:
+                session = LossSession(template, again, parameters, (name,))
+                session.target, session.takes, session.target_first = target, takes, first_is_target
+                return session
+
+            for domain in _loss_domains(start, name, given, shape, rng, kind == "numbers"):
+                x = {name: _value(rng, shape, domain, given, point)}
+                yield Candidate(f"{kind} {len(shape)} {domain}", x, start)
+
+    def make(candidate: Candidate) -> Subject:
+        kind = type(template).__name__
+        subject = Subject(kind, "loss", candidate.variables, (name,), candidate.start, settings)
+        subject.upstream = takes == 1
+        return subject
+
+    return _accept(candidates(), like, make)
 
 
 def _loss_domains(
@@ -366,105 +530,163 @@ def _loss_domains(
 
 
 def op_subjects(
-    cls: Any, given: Given, sizes: Sizes, vary: bool, rng: np.random.Generator
+    cls: Any, given: Given, point: Point, rng: np.random.Generator, like: Subject | None = None
 ) -> list[Subject]:
-    """Return an op of the engine at each kind of input that it takes."""
+    """Return an op of the engine with inputs that it takes."""
     parameters = _signature(cls.forward, 1)
-    positional = [p for p in _required(parameters) if p.name.lower() not in ("indices", "targets")]
-    names = [p.name for p in positional]
+    names = [p.name for p in _required(parameters) if p.name.lower() not in _NAMES["index"]]
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         names += ["a", "b"]
     constants = [p for p in parameters if p.name not in names and p.kind is not p.VAR_POSITIONAL]
+    broadcasts = isinstance(cls, type) and issubclass(cls, Op)
 
-    def make(x: dict[str, Array], values: dict[str, Any]) -> Callable[[], Session]:
-        return lambda: OpSession(cls, tuple(x), values)
+    def candidates() -> Iterator[Candidate]:
+        for shapes in itertools.islice(_function_shapes(names, given, point.sizes, constants), 80):
+            for values, domain in itertools.product(
+                _constants(constants, shapes, given, point, rng), _domains(given)
+            ):
+                x = _inputs(names, shapes, domain, given, point, rng)
+                layout = _layout(shapes, values, domain)
 
-    ours = isinstance(cls, type) and issubclass(cls, Op)
-    return _function_subjects(
-        cls.__name__, "op", names, constants, make, given, sizes, vary, rng, broadcasts=ours
-    )
+                def start(values: dict[str, Any] = values) -> Session:
+                    return OpSession(cls, tuple(names), values)
+
+                yield Candidate(layout, x, start)
+                if broadcasts and len(shapes) == 2 and shapes[0] != shapes[1]:
+                    yield Candidate(layout, x, start, another=True)
+
+    def make(candidate: Candidate) -> Subject:
+        constants_used = getattr(candidate.start(), "constants", {})
+        return Subject(
+            cls.__name__, "op", candidate.variables, tuple(names), candidate.start,
+            _shown((), constants_used),
+        )  # fmt: skip
+
+    return _accept(candidates(), like, make)
 
 
 def torch_function_subjects(
-    cls: Any, given: Given, sizes: Sizes, vary: bool, rng: np.random.Generator
+    cls: Any, given: Given, point: Point, rng: np.random.Generator, like: Subject | None = None
 ) -> list[Subject]:
-    """Return a ``torch.autograd.Function`` at each kind of input that it takes."""
+    """Return a ``torch.autograd.Function`` with inputs that it takes.
+
+    An argument for which ``backward`` returns None is no variable, if a plain number will do for
+    it, or if its name says so.
+    """
     own_context = any(
-        "setup_context" in k.__dict__ for k in cls.__mro__ if k.__module__[:5] != "torch"
+        "setup_context" in k.__dict__ for k in cls.__mro__ if not k.__module__.startswith("torch")
     )
     parameters = _signature(cls.forward, 0 if own_context else 1)
-    numbers = [p for p in parameters if _is_constant(p)]
-    names = [p.name for p in parameters if p not in numbers and p.kind is not p.VAR_POSITIONAL]
-    order = [p.name for p in parameters]
+    order = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
+    settled = [p.name for p in parameters if _is_constant(p, given)]
+    unsettled = [p for p in parameters if p.name in order and p.name not in settled]
+    optional = [p.name for p in unsettled if p.default is None]
+    # All that may be tensors first; then numbers in place of those that need not be.
+    numbers = [p.name for p in unsettled[1:] if p.name.lower() not in _NAMES["matrix"]]
+    choices = [(), *((name,) for name in reversed(numbers)), tuple(numbers)]
 
-    def make(x: dict[str, Array], values: dict[str, Any]) -> Callable[[], Session]:
-        def call(*tensors: Any) -> Any:
-            given_tensors = dict(zip(x, tensors, strict=True))
-            return cls.apply(*(given_tensors.get(name, values.get(name)) for name in order))
+    def candidates() -> Iterator[Candidate]:
+        # At last, whatever runs: its backward may be what is wrong.
+        for plain, strict in (*((c, True) for c in dict.fromkeys(choices)), ((), False)):
+            names = [name for name in order if name not in settled and name not in plain]
+            constants = [p for p in parameters if p.name in order and p.name not in names]
+            base: tuple[tuple[int, ...], ...] = ()
+            for shapes in itertools.islice(_function_shapes(names, given, point.sizes), 60):
+                for values in _constants(constants, shapes, given, point, rng):
+                    for domain in _domains(given):
+                        values = {k: None if k in optional else v for k, v in values.items()}
+                        x = _inputs(names, shapes, domain, given, point, rng)
+                        start = _torch_start(cls, order, names, values)
+                        if strict and not _gradients_exist(start, x, numbers):
+                            continue
+                        layout = f"{plain} {_layout(shapes, values, domain)}"
+                        yield Candidate(layout, x, start)
+                        if len(shapes[0]) == 4 and (not base or shapes[1:] == base[1:]):
+                            yield Candidate(layout, x, start, another=True)
+                        base = base or shapes
 
-        return lambda: TorchSession(call, tuple(x), ())
+    def make(candidate: Candidate) -> Subject:
+        names = tuple(candidate.variables)
+        subject = Subject(
+            cls.__name__, "torch function", candidate.variables, names, candidate.start
+        )
+        subject.settings = _shown((), getattr(candidate.start(), "constants", {}))
+        subject.optional = frozenset(
+            n for n in names if n.lower() in _NAMES["untrained"] | _NAMES["target"]
+        )
+        return subject
 
-    return _function_subjects(
-        cls.__name__, "torch function", names, numbers, make, given, sizes, vary, rng
+    return _accept(candidates(), like, make)
+
+
+def _torch_start(
+    cls: Any, order: list[str], names: list[str], values: dict[str, Any]
+) -> Callable[[], Session]:
+    def call(*tensors: Any) -> Any:
+        import torch
+
+        plain = {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in values.items()
+        }
+        given = dict(zip(names, tensors, strict=True))
+        return cls.apply(*(given.get(name, plain.get(name)) for name in order))
+
+    return lambda: TorchSession(call, tuple(names), values)
+
+
+def _gradients_exist(start: Callable[[], Session], x: dict[str, Array], maybe: list[str]) -> bool:
+    """Say whether backward runs, with a gradient for each tensor that may as well be a number."""
+    try:
+        session = start()
+        outputs = session.forward(x)
+        gradients = session.backward(tuple(np.ones(out.shape) for out in outputs))
+    except Exception:
+        return False
+    known = _NAMES["untrained"] | _NAMES["target"] | _NAMES["vector"]
+    return all(gradients[n] is not None for n in maybe if n in gradients and n.lower() not in known)
+
+
+def _is_constant(parameter: inspect.Parameter, given: Given) -> bool:
+    if parameter.name in given.kwargs or parameter.kind is parameter.KEYWORD_ONLY:
+        return True
+    if (
+        parameter.default is None
+        and parameter.name.lower() in _NAMES["vector"] - _NAMES["untrained"]
+    ):
+        return False  # a bias may be there
+    if parameter.default is not parameter.empty:
+        return True
+    annotation = str(parameter.annotation)
+    plain = any(kind in annotation for kind in ("int", "float", "bool", "str", "Sequence"))
+    words = _NAMES["index"] | _NAMES["one"] | _NAMES["kernel"] | _NAMES["mode"] | {*_NUMBERS}
+    return (plain and "Tensor" not in annotation) or parameter.name.lower() in (
+        words - _NAMES["vector"] - _NAMES["matrix"]
     )
 
 
-def _is_constant(parameter: inspect.Parameter) -> bool:
-    annotation = str(parameter.annotation)
-    if parameter.default is not parameter.empty or parameter.kind is parameter.KEYWORD_ONLY:
-        return True
-    plain = any(kind in annotation for kind in ("int", "float", "bool", "str", "Sequence"))
-    return (plain and "Tensor" not in annotation) or parameter.name.lower() in {
-        *_NUMBERS, "stride", "padding", "kernel_size", "dim", "axis", "training",
-    } - _NAMES["vector"]  # fmt: skip
-
-
-def _function_subjects(
-    title: str,
-    kind: str,
-    names: list[str],
-    constants: list[inspect.Parameter],
-    make: Callable[[dict[str, Array], dict[str, Any]], Callable[[], Session]],
+def _inputs(
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    domain: str,
     given: Given,
-    sizes: Sizes,
-    vary: bool,
+    point: Point,
     rng: np.random.Generator,
-    broadcasts: bool = False,
-) -> list[Subject]:
-    subjects: list[Subject] = []
-    taken: tuple[tuple[int, ...], ...] = ()
-    first: BaseException | None = None
-    tried: list[str] = []
-    for shapes in itertools.islice(_function_shapes(names, given, sizes), 80):
-        # A vector that is stretched to a matrix by chance is not what a function is made for.
-        if subjects and not broadcasts and shapes[1:] != taken[1:]:
-            continue
-        tried.append(" and ".join(map(str, shapes)))
-        for values, domain in itertools.product(
-            _constants(constants, shapes, given, sizes, vary, rng), _domains(given)
-        ):
-            x = {name: _value(rng, s, domain, given) for name, s in zip(names, shapes, strict=True)}
-            start = make(x, values)
-            error = _runs(start, x)
-            if error is None:
-                subject = Subject(title, kind, x, tuple(x), start, _shown((), values))
-                subject.batch_axis = len(shapes[0]) > 1
-                subjects.append(subject)
-                taken = shapes
-                break
-            first = first or error
-        if len(subjects) == 2:
-            break
-    if not subjects:
-        raise NoInputError("; ".join(tried[:6])) from first
-    return subjects
+) -> dict[str, Array]:
+    return {
+        name: _value(rng, shape, domain, given, point)
+        for name, shape in zip(names, shapes, strict=True)
+    }
+
+
+def _layout(shapes: Sequence[tuple[int, ...]], values: dict[str, Any], domain: str) -> str:
+    return f"{[len(s) for s in shapes]} {sorted(values)} {values.get('dim')} {domain}"
 
 
 def _function_shapes(
-    names: list[str], given: Given, sizes: Sizes
+    names: list[str], given: Given, sizes: Sizes, constants: Sequence[inspect.Parameter] = ()
 ) -> Iterator[tuple[tuple[int, ...], ...]]:
     if given.shapes:
-        yield given.shapes if len(given.shapes) == len(names) else given.shapes[:1] * len(names)
+        yield _given_shapes(len(names), given)
         return
     n, d, c = sizes.n, sizes.d, sizes.c
     choices: list[list[tuple[int, ...]]] = []
@@ -473,9 +695,11 @@ def _function_shapes(
         if key in _NAMES["vector"] and i and names != ["a", "b"]:
             choices.append([(d,), (1, d), (c,), (1, c), (n, d)])
         elif key in _NAMES["matrix"]:
-            choices.append([(c, d), (d, c), (d,), (n, d)])
+            choices.append([(c, d), (d, c), (d,), (n, d), (c, d, 2, 2)])
         elif i:
             choices.append([(n, d), (d, c), (c, d), (d,), (1, d)])
+        elif any(p.name == "repeats" for p in constants):  # of a dimension of length 1
+            choices.append([(n, 1), (1, d)])
         else:
             choices.append([(n, d), (n, d, sizes.h, sizes.w), (n, 1), (1, d), (d,)])
     yield from itertools.product(*choices)
@@ -485,64 +709,62 @@ def _constants(
     parameters: Sequence[inspect.Parameter],
     shapes: Sequence[tuple[int, ...]],
     given: Given,
-    sizes: Sizes,
-    vary: bool,
+    point: Point,
     rng: np.random.Generator,
 ) -> Iterator[dict[str, Any]]:
     values: dict[str, Any] = {}
-    x = shapes[0] if shapes else (sizes.n,)
-    for position, p in enumerate(parameters):
+    x = shapes[0] if shapes else (point.sizes.n,)
+    for p in parameters:
         key = p.name.lower()
         if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             continue
         if p.name in given.kwargs:
             values[p.name] = given.kwargs[p.name]
         elif p.default is not p.empty:
-            values[p.name] = _varied(p.name, p.default) if vary else p.default
+            values[p.name] = varied(p.name, p.default, point.vary) if point.vary else p.default
         elif key in _NAMES["index"]:
             values[p.name] = rng.integers(0, x[-1], x[0])
         elif key == "shape":
             values[p.name] = x[::-1]
         elif key in ("repeats", "times"):
             values[p.name] = 4
+        elif key in ("dim", "axis"):
+            values[p.name] = 1
+        elif key in _NAMES["one"] | _NAMES["mode"] or key in _NUMBERS:
+            values[p.name] = guess_argument(p.name, str(p.annotation), point.sizes, 1)
         else:
-            values[p.name] = guess_argument(p.name, str(p.annotation), sizes, position)
+            values[p.name] = 1.3
     yield values
     if "dim" in values and "dim" not in given.kwargs:
         yield {**values, "dim": 0}
 
 
 def torch_module_subjects(
-    cls: type, given: Given, sizes: Sizes, vary: bool, rng: np.random.Generator
+    cls: type, given: Given, point: Point, rng: np.random.Generator, like: Subject | None = None
 ) -> list[Subject]:
     """Return an ``nn.Module``, whose backward pass autograd puts together from its functions'."""
-    args, kwargs = constructor_arguments(cls, given, sizes, vary)
-    reseed()
-    module = cls(*args, **kwargs).double()
+    template, _, settings = _construct(cls, given, point)
+    module = template.double()
     module.train()
     names = [p.name for p in _required(_signature(module.forward))] or ["x"]
     own = {name: p.detach().numpy() for name, p in module.named_parameters()}
-    first: BaseException | None = None
-    subjects: list[Subject] = []
-    for shapes in _module_shapes(len(names), given, sizes, set(kwargs)):
-        if subjects and len(shapes[0]) != 4:
-            continue
-        for domain in _domains(given):
-            x = {name: _value(rng, s, domain, given) for name, s in zip(names, shapes, strict=True)}
-            variables = {**x, **{name: draw(rng, value.shape) for name, value in own.items()}}
 
-            def start() -> Session:
-                return TorchSession(module, tuple(names), (), module)
+    def start() -> Session:
+        return TorchSession(module, tuple(names), {}, module)
 
-            error = _runs(start, variables)
-            if error is None:
-                subject = Subject(cls.__name__, "torch module", variables, tuple(names), start)
-                subject.settings = _shown(args, kwargs)
-                subjects.append(subject)
-                break
-            first = first or error
-        if len(subjects) == 2:
-            break
-    if not subjects:
-        raise NoInputError("; ".join(_tried(len(names), given, sizes))) from first
-    return subjects
+    def candidates() -> Iterator[Candidate]:
+        for rank, shapes in enumerate(_module_shapes(len(names), given, point.sizes, {*settings})):
+            for domain in _domains(given):
+                x = _inputs(names, shapes, domain, given, point, rng)
+                for values in _parameter_values(own, rng):
+                    variables, layout = {**x, **values}, f"{rank} {domain}"
+                    yield Candidate(layout, variables, start)
+                    if len(shapes[0]) == 4 and rank:
+                        yield Candidate(layout, variables, start, another=True)
+
+    def make(candidate: Candidate) -> Subject:
+        subject = Subject(cls.__name__, "torch module", candidate.variables, tuple(names), start)
+        subject.settings = settings
+        return subject
+
+    return _accept(candidates(), like, make)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, Any]
@@ -23,27 +24,38 @@ def lines(results: Sequence[Result], skipped: Mapping[str, str]) -> Iterator[str
         skipped: classes that were not looked at, and why.
     """
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
+    several_files = len({result["file"] for result in results}) > 1
     for result in results:
-        settings = ", ".join(f"{k}={v}" for k, v in result["settings"].items() if k != "dtype")
-        yield f"{result['class']}({settings})  [{result['kind']}]"
+        yield _title(result, several_files)
         names = max((len(f["variable"]) for f in result["findings"]), default=0)
         for finding in result["findings"]:
             yield from _finding(finding, max(names, 6), width)
+        for note in result["notes"]:
+            yield from textwrap.wrap(
+                f"note: {note}", width, initial_indent="  ", subsequent_indent="  "
+            )
     for name, why in skipped.items():
         yield f"{name}  not looked at; {why}"
-    wrong = [r["class"] for r in results if any(f["verdict"] == "WRONG" for f in r["findings"])]
-    unknown = [
-        r["class"]
-        for r in results
-        if r["class"] not in wrong and any(f["verdict"] == "NOT CHECKED" for f in r["findings"])
-    ]
-    right = len(results) - len(wrong) - len(unknown)
+    verdicts = [{f["verdict"] for f in result["findings"]} for result in results]
+    named = list(zip([result["class"] for result in results], verdicts, strict=True))
+    wrong = [name for name, verdict in named if "WRONG" in verdict]
+    unknown = [name for name, verdict in named if "NOT CHECKED" in verdict - {"WRONG"}]
+    unknown = [name for name in unknown if name not in wrong]
+    right = sum(verdict <= {"ok"} for verdict in verdicts)
     yield ""
     yield f"{right} of {len(results)} right" + "".join(
         f"; {label}: {', '.join(names)}"
         for label, names in (("wrong", wrong), ("not checked", unknown))
         if names
     )
+
+
+def _title(result: Result, with_file: bool) -> str:
+    if result["kind"] == "import":
+        return str(result["class"])
+    settings = ", ".join(f"{key}={value}" for key, value in result["settings"].items())
+    file = f"  {Path(result['file']).name}" if with_file else ""
+    return f"{result['class']}({settings})  [{result['kind']}]{file}"
 
 
 def _finding(finding: Mapping[str, Any], names: int, width: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,11 @@ class Subject:
         settings: constructor arguments and constants, for the report and for naming factors.
         batch_axis: whether the first axis of the inputs is the batch.
         upstream: False for a loss whose ``backward`` takes none.
+        layout: what kind of inputs these are.
+        optional: variables that may have no gradient.
+        is_network: made of other modules: it may keep the gradient of its input to itself.
+        notes: what is left unchecked.
+        elsewhere: makes the same with other sizes, or None.
     """
 
     name: str
@@ -86,6 +91,11 @@ class Subject:
     settings: dict[str, Any] = field(default_factory=dict)
     batch_axis: bool = True
     upstream: bool = True
+    layout: str = ""
+    optional: frozenset[str] = frozenset()
+    is_network: bool = False
+    notes: list[str] = field(default_factory=list)
+    elsewhere: Callable[[], Subject | None] = lambda: None
 
     def evaluate(self, variables: Variables, warm: Variables | None = None) -> tuple[Array, ...]:
         """Return the outputs of a new session; after a pass at ``warm``, where that is given."""
@@ -108,10 +118,38 @@ class Subject:
         return session
 
 
+_generators: list[tuple[Any, Any]] = []  # those that the user's files hold, and their states
+_unseeded = [0]  # generators made without a seed since the last reseed()
+
+
+def hold_generators(namespaces: Sequence[Mapping[str, Any]]) -> None:
+    """Remember the state of every generator in modules and classes, for :func:`reseed`."""
+    for namespace in namespaces:
+        for value in namespace.values():
+            if isinstance(value, np.random.Generator):
+                _generators.append((value.bit_generator, copy.deepcopy(value.bit_generator.state)))
+
+
+def seed_unseeded_generators() -> None:
+    """Make ``np.random.default_rng()`` give what it gave before, in the order of the calls."""
+    original = np.random.default_rng
+
+    def default_rng(seed: Any = None) -> np.random.Generator:
+        if seed is None:
+            _unseeded[0] += 1
+            seed = 1000 + _unseeded[0]
+        return original(seed)
+
+    np.random.default_rng = default_rng
+
+
 def reseed() -> None:
-    """Put every global generator where it was: what a forward pass draws, it draws again."""
+    """Put every generator where it was: what a forward pass draws, it draws again."""
     np.random.seed(7)  # noqa: NPY002 (a student's code may use it)
     random.seed(7)
+    _unseeded[0] = 0
+    for generator, state in _generators:
+        generator.state = copy.deepcopy(state)
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(7)
 
@@ -134,41 +172,115 @@ def as_outputs(result: Any, who: str) -> tuple[Array, ...]:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a module, or of a module in it."""
+    """A parameter of a module, or of a module in it.
+
+    Attributes:
+        name: as it is shown.
+        path: attribute names, and keys and indices, that lead to the module.
+        holder: ``params``, a dictionary or a list; or empty for an attribute of the module itself.
+        key: in the holder.
+    """
 
     name: str
-    path: tuple[Any, ...]  # attribute names and list indices that lead to the module
-    key: str
+    path: tuple[tuple[str, Any], ...]
+    holder: str
+    key: Any
+
+    def owner(self, module: Any) -> Any:
+        """Return the module that has it."""
+        for kind, step in self.path:
+            module = getattr(module, step) if kind == "attribute" else module[step]
+        return module
+
+    def value(self, module: Any) -> Array:
+        """Return its value in ``module``."""
+        owner = self.owner(module)
+        value = getattr(owner, self.holder)[self.key] if self.holder else getattr(owner, self.key)
+        return np.asarray(value)
+
+    def set(self, module: Any, value: Array) -> None:
+        """Give it a value in ``module``."""
+        owner = self.owner(module)
+        held = getattr(owner, self.holder)[self.key] if self.holder else getattr(owner, self.key)
+        if isinstance(held, np.ndarray) and held.dtype == np.float64 and held.flags.writeable:
+            held[...] = value  # another attribute may be the same array
+        elif self.holder:
+            getattr(owner, self.holder)[self.key] = value.copy() if value.ndim else float(value)
+        else:
+            setattr(owner, self.key, value.copy())
+
+    def gradient(self, module: Any) -> Any:
+        """Return the gradient that ``backward`` has left for it in ``module``, or None."""
+        owner = self.owner(module)
+        if self.holder:
+            grads = getattr(owner, "grads", None)
+            if isinstance(grads, list | tuple):
+                return grads[self.key] if self.key < len(grads) else None
+            return grads.get(self.key) if isinstance(grads, dict) else None
+        for form in ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad"):
+            if (gradient := getattr(owner, form.format(self.key), None)) is not None:
+                return gradient
+        return None
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    """Return the attributes of an object, with those of ``__slots__``."""
+    slots = [name for cls in type(thing).__mro__ for name in getattr(cls, "__slots__", ())]
+    found = {name: getattr(thing, name) for name in slots if hasattr(thing, name)}
+    return found | getattr(thing, "__dict__", {})
+
+
+def _is_module(thing: Any) -> bool:
+    return callable(getattr(thing, "forward", None)) and callable(getattr(thing, "backward", None))
 
 
 def find_parameters(module: Any) -> list[Parameter]:
-    """Return the entries of ``params`` of a module, or, where it has none, of those it holds."""
+    """Return the entries of ``params`` of a module and of the modules that it holds."""
     return list(_parameters(module, (), set()))
 
 
-def _parameters(module: Any, path: tuple[Any, ...], seen: set[int]) -> Iterator[Parameter]:
+def _parameters(
+    module: Any, path: tuple[tuple[str, Any], ...], seen: set[int]
+) -> Iterator[Parameter]:
     if id(module) in seen:
         return
     seen.add(id(module))
     params = getattr(module, "params", None)
-    if isinstance(params, dict) and params:
-        for key, value in params.items():
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f":
-                yield Parameter(".".join([*map(str, path), str(key)]), path, key)
-        return
-    for name, value in getattr(module, "__dict__", {}).items():
-        if hasattr(value, "forward") and hasattr(value, "backward"):
-            yield from _parameters(value, (*path, name), seen)
-        elif isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                if hasattr(item, "forward") and hasattr(item, "backward"):
-                    yield from _parameters(item, (*path, name, i), seen)
+    entries: list[tuple[Any, Any]] = []
+    if isinstance(params, dict):
+        entries = list(params.items())
+    elif isinstance(params, list):
+        entries = list(enumerate(params))
+    for key, value in entries:
+        if isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
+            name = ".".join([*(str(step) for _, step in path), str(key)])
+            # A network whose params are those of its layers has each of them once.
+            if id(value) not in seen or isinstance(value, float):
+                seen.add(id(value))
+                yield Parameter(name, path, "params", key)
+    for attribute, value in _attributes(module).items():
+        if _is_module(value):
+            yield from _parameters(value, (*path, ("attribute", attribute)), seen)
+        elif isinstance(value, list | tuple | dict):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, item in items:
+                if _is_module(item):
+                    steps = (("attribute", attribute), ("item", key))
+                    yield from _parameters(item, (*path, *steps), seen)
 
 
-def _at(module: Any, path: tuple[Any, ...]) -> Any:
-    for step in path:
-        module = module[step] if isinstance(step, int) else getattr(module, step)
-    return module
+def loose_arrays(module: Any) -> list[Parameter]:
+    """Return the arrays of floats that a module holds as attributes, outside of ``params``."""
+    known = {id(p.value(module)) for p in find_parameters(module)}
+    return [
+        Parameter(name, (), "", name)
+        for name, value in _attributes(module).items()
+        if isinstance(value, np.ndarray)
+        and value.dtype.kind == "f"
+        and value.size
+        and id(value) not in known
+        and not name.lower().startswith(("running", "d", "grad"))
+    ]
 
 
 class ModuleSession(Session):
@@ -177,29 +289,32 @@ class ModuleSession(Session):
     def __init__(
         self,
         template: Any,
+        again: Callable[[], Any],
         parameters: list[Parameter],
         inputs: tuple[str, ...],
-        targets: tuple[Any, ...],
     ) -> None:
         super().__init__()
-        self.module = copy.deepcopy(template)
-        self.parameters, self.inputs, self.targets = parameters, inputs, targets
+        try:
+            self.module = copy.deepcopy(template)
+        except Exception:  # a lock, an open file or a generator cannot be copied
+            reseed()
+            self.module = again()
+        self.parameters, self.inputs = parameters, inputs
         self.name = type(template).__name__
 
     def _params(self) -> dict[str, Array]:
-        return {p.name: _at(self.module, p.path).params[p.key] for p in self.parameters}
+        return {p.name: p.value(self.module) for p in self.parameters}
+
+    def _arguments(self) -> tuple[Any, ...]:
+        return tuple(self.given.values())
 
     def forward(self, variables: Variables) -> tuple[Array, ...]:
         """Return ``module.forward(x)``, at the parameters given."""
         for parameter in self.parameters:
-            params = _at(self.module, parameter.path).params
-            if params[parameter.key].dtype == np.float64:  # another attribute may be the same array
-                params[parameter.key][...] = variables[parameter.name]
-            else:
-                params[parameter.key] = variables[parameter.name].copy()
+            parameter.set(self.module, variables[parameter.name])
         self.given = {name: variables[name].copy() for name in self.inputs}
         reseed()
-        result = self.module.forward(*self.given.values(), *self.targets)
+        result = self.module.forward(*self._arguments())
         outputs = as_outputs(result, f"{self.name}.forward")
         self._watch("input-modified", "forward", self.given, variables)
         before = {p.name: variables[p.name] for p in self.parameters}
@@ -223,8 +338,7 @@ class ModuleSession(Session):
             gradient = results[i] if i < len(results) else None
             gradients[name] = None if gradient is None else np.array(gradient)
         for parameter in self.parameters:
-            grads = getattr(_at(self.module, parameter.path), "grads", None) or {}
-            gradient = grads.get(parameter.key)
+            gradient = parameter.gradient(self.module)
             gradients[parameter.name] = None if gradient is None else np.array(gradient)
         return gradients
 
@@ -233,13 +347,35 @@ class ModuleSession(Session):
 
 
 class LossSession(ModuleSession):
-    """A loss of the courses, ``forward(x, y)`` and ``backward(x, y)``, or another of its kind."""
+    """A loss of the courses, ``forward(x, y)`` and ``backward(x, y)``, or another of its kind.
 
-    takes: int = 2  # arguments of backward
+    Attributes:
+        target: its other argument.
+        target_first: whether that is the first one.
+        takes: arguments of backward.
+    """
+
+    target: Array
+    target_first: bool = False
+    takes: int = 2
+
+    def _arguments(self) -> tuple[Any, ...]:
+        (x,) = self.given.values()
+        return (self.target.copy(), x) if self.target_first else (x, self.target.copy())
+
+    def forward(self, variables: Variables) -> tuple[Array, ...]:
+        """Return the loss."""
+        (x,) = (variables[name] for name in self.inputs)
+        if self.target.dtype.kind == "f" and self.target.shape != x.shape:
+            raise ContractError("no-input", "the target has not the shape of the prediction")
+        outputs = super().forward(variables)
+        if any(out.size != 1 for out in outputs):
+            raise ContractError("no-input", "forward is expected to return one number, the loss")
+        return outputs
 
     def _call(self, douts: tuple[Array, ...]) -> Any:
         if self.takes >= 2:
-            return self.module.backward(*self.given.values(), *self.targets)
+            return self.module.backward(*self._arguments())
         return self.module.backward(*(float(d) for d in douts[: self.takes]))
 
 
@@ -311,12 +447,13 @@ class TorchSession(Session):
         self,
         call: Callable[..., Any],
         inputs: tuple[str, ...],
-        constants: tuple[Any, ...],
+        constants: Mapping[str, Any],
         module: Any = None,
     ) -> None:
         super().__init__()
         self.call, self.inputs, self.constants = call, inputs, constants
         self.module = copy.deepcopy(module)
+        self.only: str | None = None  # the one input that wants a gradient; None for all
 
     def forward(self, variables: Variables) -> tuple[Array, ...]:
         """Return the outputs at ``variables``, all of which want a gradient."""
@@ -324,7 +461,8 @@ class TorchSession(Session):
 
         reseed()
         self.tensors = {
-            name: torch.tensor(variables[name], requires_grad=True) for name in self.inputs
+            name: torch.tensor(variables[name], requires_grad=self.only in (None, name))
+            for name in self.inputs
         }
         call = self.call
         if self.module is not None:
@@ -335,12 +473,15 @@ class TorchSession(Session):
                 self.tensors[name] = parameter
         # A clone has a history, as an input in a network does: writing to it is not an error there.
         given = [self.tensors[name].clone() for name in self.inputs]
-        result = call(*given, *self.constants)
+        result = call(*given)
         results = result if isinstance(result, tuple | list) else (result,)
         self.outputs = [out for out in results if isinstance(out, torch.Tensor)]
         if not self.outputs:
             raise ContractError("returns-nothing", "forward returned no tensor")
         for name, tensor in zip(self.inputs, given, strict=True):
+            # What comes out again was declared to be written to; running statistics are, too.
+            if any(out is tensor for out in self.outputs) or name.startswith("running"):
+                continue
             if not np.array_equal(tensor.detach().numpy(), variables[name], equal_nan=True):
                 self.modified.append(("input-modified", f"forward modified {name} in place"))
         return tuple(out.detach().numpy().copy() for out in self.outputs)
@@ -354,9 +495,10 @@ class TorchSession(Session):
         if not wanted:
             raise ContractError("no-gradient", "the output does not depend on any input")
         before = [d.clone() for _, d in wanted]
+        asked = {name: tensor for name, tensor in self.tensors.items() if tensor.requires_grad}
         gradients = torch.autograd.grad(
             [out for out, _ in wanted],
-            list(self.tensors.values()),
+            list(asked.values()),
             [d for _, d in wanted],
             allow_unused=True,
         )
@@ -367,5 +509,5 @@ class TorchSession(Session):
                 )
         return {
             name: None if g is None else g.detach().numpy().copy()
-            for name, g in zip(self.tensors, gradients, strict=True)
+            for name, g in zip(asked, gradients, strict=True)
         }

@@ -422,7 +422,7 @@ class NotFinite:
 
 class NeverTheSame:
     def forward(self, x):
-        return x + np.random.default_rng().standard_normal(x.shape)
+        return x + np.random.RandomState().standard_normal(x.shape)
 
     def backward(self, dout):
         return dout
@@ -499,6 +499,179 @@ class TooFewGradients(Op):
         return go * context["b"]
 
 
+class ReLUWrongAbove:
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, 0.2 * x)
+
+    def backward(self, dout):
+        return dout * np.where(self.x > 0, self.x, 0.2)
+
+
+class ClipBelow:
+    def forward(self, x):
+        self.x = x
+        return np.maximum(x, -1.0) ** 3
+
+    def backward(self, dout):
+        return dout * 3 * self.x**2
+
+
+class LeakySwapped:
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0, x, 0.2 * x)
+
+    def backward(self, dout):
+        return dout * np.where(self.x > 0, 0.2, 1)
+
+
+class SquarePassesOn:
+    def forward(self, x):
+        return x**2
+
+    def backward(self, dout):
+        return dout.copy()
+
+
+class SquareEps:
+    def forward(self, x):
+        self.x = x
+        return np.sqrt(x**2 + 1e-4)
+
+    def backward(self, dout):
+        return dout * self.x / np.sqrt(self.x**2)
+
+
+class CumulativeSum:
+    def forward(self, x):
+        return np.cumsum(x, axis=1)
+
+    def backward(self, dout):
+        return np.cumsum(dout, axis=1)
+
+
+class SquareMixes:
+    def forward(self, x):
+        self.x = x
+        return x**2
+
+    def backward(self, dout):
+        return 2 * self.x * dout[:, ::-1]
+
+
+class TanhLastForgotten:
+    def forward(self, x):
+        self.y = np.tanh(x)
+        return self.y
+
+    def backward(self, dout):
+        dx = dout * (1 - self.y**2)
+        dx[-1] = 0
+        return dx
+
+
+class BatchCentred:
+    def forward(self, x):
+        return x - x.mean(axis=0)
+
+    def backward(self, dout):
+        return dout - dout.mean(axis=1, keepdims=True)
+
+
+class SoftMaxDiagonal(SoftMaxElementwise):
+    def backward(self, dout):
+        y = self.y
+        return y * (dout - (dout * y).sum(axis=1, keepdims=True)) + dout * y**2
+
+
+class BatchNormTwoPaths(BatchNorm):
+    def backward(self, dout):
+        self.own(dout)
+        d = dout * self.params["gamma"]
+        mean, slope = d.mean(axis=0), (d * self.x_hat).mean(axis=0)
+        return self.inv_std * (d - 0.5 * mean - 0.3 * self.x_hat * slope)
+
+
+class BatchNormNoStd(BatchNorm):
+    def backward(self, dout):
+        return super().backward(dout) / self.inv_std
+
+
+class TwoOutputs:
+    def forward(self, x):
+        self.x = x
+        return x**2, np.exp(x)
+
+    def backward(self, dout, dexp):
+        return 2 * self.x * dout
+
+
+class ConvKernelNotTurned:
+    """A convolution of one channel by loops; its dx does not turn the kernel around."""
+
+    def __init__(self, kernel_size):
+        k = kernel_size
+        self.params, self.grads = {"kernel": np.ones((1, k, k))}, {}
+
+    def windows(self, x, k):
+        return np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))
+
+    def forward(self, x):
+        self.x = x
+        (kernel,) = self.params["kernel"]
+        return (self.windows(x, len(kernel)) * kernel).sum(axis=(4, 5))
+
+    def backward(self, dout):
+        (kernel,) = self.params["kernel"]
+        k = len(kernel)
+        self.grads["kernel"] = np.einsum("ncijab,ncij->ab", self.windows(self.x, k), dout)[None]
+        padded = np.pad(dout, ((0, 0), (0, 0), (k - 1, k - 1), (k - 1, k - 1)))
+        return (self.windows(padded, k) * kernel).sum(axis=(4, 5))
+
+
+class WeightsAsAttributes:
+    """Kept as W and dW, in no params."""
+
+    def __init__(self, in_dim, out_dim):
+        self.W = np.ones((in_dim, out_dim))
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W
+
+    def backward(self, dout):
+        self.dW = -self.x.T @ dout
+        return dout @ self.W.T
+
+
+class ConvStrideOne:
+    """Takes every other column, if asked; its backward knows of no stride."""
+
+    def __init__(self, stride=1):
+        self.stride = stride
+
+    def forward(self, x):
+        self.x = x
+        return x[:, :: self.stride] ** 2
+
+    def backward(self, dout):
+        dx = np.zeros_like(self.x)
+        dx[:, : dout.shape[1]] = dout * 2 * self.x[:, : dout.shape[1]]
+        return dx
+
+
+class ReLU6NoUpperMask:
+    """Right for the values between -2 and 2 that everybody tries."""
+
+    def forward(self, x):
+        self.x = x
+        return np.clip(x, 0, 6)
+
+    def backward(self, dout):
+        return dout * (self.x > 0)
+
+
 CORRECT = ("Layer", "BatchNorm")
 MISTAKES = {
     "LinearMeanOfWeightGradient": ("extra-1/N", "weight"),
@@ -524,12 +697,12 @@ MISTAKES = {
     "LinearBatchOfOne": ("wrong-shape", "bias"),
     "ReLUInPlace": ("input-modified", ""),
     "ReLUUpstreamInPlace": ("upstream-modified", ""),
-    "ReLUNoMask": ("local-derivative-missing", "x"),
-    "ReLUMaskOfUpstream": ("not-linear-in-upstream", "x"),
+    "ReLUNoMask": ("negative-only", "x"),
+    "ReLUMaskOfUpstream": ("upstream-mask", "x"),
     "ReLUIgnoresUpstream": ("upstream-ignored", "x"),
     "ELUNoAlpha": ("negative-only", "x"),
     "ELUPassesNegative": ("negative-only", "x"),
-    "ClipAboveOne": ("local-derivative-missing", "x"),
+    "ClipAboveOne": ("above-threshold", "x"),
     "SigmoidOfInput": ("output-taken-for-input", "x"),
     "TanhNotSquared": ("wrong-derivative", "x"),
     "SquareUpstreamSquared": ("not-linear-in-upstream", "x"),
@@ -557,4 +730,21 @@ MISTAKES = {
     "NormalizeElementwise": ("off-diagonal-missing", "x"),
     "ExpandMean": ("constant-factor", "x"),
     "TooFewGradients": ("no-gradient", ""),
+    "ReLUWrongAbove": ("positive-only", "x"),
+    "ClipBelow": ("below-threshold", "x"),
+    "LeakySwapped": ("swapped-branches", "x"),
+    "SquarePassesOn": ("local-derivative-missing", "x"),
+    "SquareEps": ("small-error", "x"),
+    "CumulativeSum": ("jacobian-transposed", "x"),
+    "SquareMixes": ("mixes-entries", "x"),
+    "TanhLastForgotten": ("some-entries-only", "x"),
+    "BatchCentred": ("batch-path-missing", "x"),
+    "SoftMaxDiagonal": ("diagonal-wrong", "x"),
+    "BatchNormTwoPaths": ("mean-and-variance-paths", "x"),
+    "BatchNormNoStd": ("feature-factor", "x"),
+    "TwoOutputs": ("output-ignored", "x"),
+    "ConvKernelNotTurned": ("flipped-kernel", "x"),
+    "WeightsAsAttributes": ("sign", "W"),
+    "ConvStrideOne": ("unknown", "x"),
+    "ReLU6NoUpperMask": ("above-threshold", "x"),
 }

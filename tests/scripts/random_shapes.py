@@ -24,7 +24,7 @@ import numpy_mlp.modules
 from scripts.gradients.checking import check
 from scripts.gradients.child import Found, find
 from scripts.gradients.diagnosis import diagnose
-from scripts.gradients.guesses import Given, NoInputError, Sizes
+from scripts.gradients.guesses import Given, NoInputError, Point, Sizes
 
 _MODULES = [
     *(getattr(numpy_mlp.modules, name) for name in ("activations", "batchnorm", "dropout")),
@@ -55,7 +55,7 @@ def false_alarms(count: int, seed: int) -> tuple[list[str], Counter[str]]:
             *(int(n) for n in rng.integers(1, 7, 3)), *(int(n) for n in rng.integers(1, 3, 2))
         )
         try:
-            subjects = found.build(found.cls, Given(), sizes, bool(rng.integers(2)), rng)
+            subjects = found.build(found.cls, Given(), Point(sizes, int(rng.integers(2))), rng)
         except NoInputError:
             if sizes.n > 1:
                 raise

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from scripts.check_gradients import main
 from scripts.gradients.checking import Case, check, compare
 from scripts.gradients.child import check_class
 from scripts.gradients.diagnosis import diagnose
-from scripts.gradients.guesses import Given, Sizes, draw
+from scripts.gradients.guesses import Given, Point, Sizes, draw
 from scripts.gradients.subjects import Array, Session
 
 PLANTED = Path(__file__).with_name("planted_mistakes.py")
@@ -64,6 +67,13 @@ def test_what_the_mistakes_are_planted_in_is_right(name: str, planted: dict[str,
     assert planted[name]["findings"]
 
 
+def test_layers_as_students_write_them_are_right(capsys: pytest.CaptureFixture[str]) -> None:
+    status, classes, _ = run(capsys, str(PLANTED.with_name("student_layers.py")))
+    assert {name: wrong(result) for name, result in classes.items() if wrong(result)} == {}
+    assert status == 0 and len(classes) >= 70
+    assert all(result["findings"] for result in classes.values())
+
+
 def test_the_worst_entry_is_named_with_both_values(planted: dict[str, Any]) -> None:
     (finding,) = (f for f in planted["LinearSign"]["findings"] if f["variable"] == "x")
     assert finding["error"] == pytest.approx(2, rel=1e-6)
@@ -90,7 +100,7 @@ def test_correct_layers_at_random_shapes() -> None:
 @pytest.mark.parametrize("found", correct_classes(), ids=lambda found: found.cls.__name__)
 def test_an_error_of_a_thousandth_is_found_in_everything_of_ours(found: Any) -> None:
     rng = np.random.default_rng(3)
-    (subject, *_) = found.build(found.cls, Given(), Sizes(4, 3, 2), False, rng)
+    (subject, *_) = found.build(found.cls, Given(), Point(Sizes(4, 3, 2)), rng)
     begin = subject.start
 
     class Spoilt(Session):
@@ -130,7 +140,7 @@ def test_a_kink_is_no_mistake() -> None:
     from scripts.gradients.child import find
 
     (found, *_) = find([activations])[0]
-    (subject, *_) = found.build(found.cls, Given(), Sizes(4, 3, 2), False, np.random.default_rng(0))
+    (subject, *_) = found.build(found.cls, Given(), Point(Sizes(4, 3, 2)), np.random.default_rng(0))
     subject.variables["x"][0, 0], subject.variables["x"][1, 1] = 2e-5, 0.0
     (finding,) = check(subject, np.random.default_rng(0), diagnose)
     assert finding.passed
@@ -212,6 +222,122 @@ def test_a_class_that_misbehaves_leaves_the_others_checked(
     assert wrong(classes["Square"]) == [] and classes["Square"]["findings"]
 
 
+def test_what_a_file_does_beside_its_layers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It parses arguments, leaves a thread behind, reads what is typed, and cannot be copied."""
+    text = """
+import argparse, sys, threading, time
+argparse.ArgumentParser().parse_args()
+threading.Thread(target=lambda: time.sleep(60)).start()
+assert sys.stdin.read() == ""
+"""
+    text += SQUARE.replace("def forward", "lock = None\n    def forward", 1).replace(
+        "self.x = x", "self.x, self.lock = x, threading.Lock()"
+    )
+    text += SQUARE.replace("Square", "Locked").replace(
+        "    def forward",
+        "    def __init__(self):\n        self.lock = threading.Lock()\n    def forward",
+        1,
+    )
+    status, classes, _ = run(capsys, write(tmp_path, text), "--time-limit", "20")
+    assert status == 0 and list(classes) == ["Square", "Locked"]
+
+
+def test_two_classes_of_one_name_and_a_file_that_cannot_be_imported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "package"
+    folder.mkdir()
+    dies = "import os\nclass Dies:\n def forward(self, x):\n  return x\n"
+    write(folder, SQUARE + dies + " def backward(self, d):\n  os._exit(5)\n", "a.py")
+    write(folder, SQUARE.replace("2 *", "3 *"), "b.py")
+    write(folder, "import nowhere_at_all", "c.py")
+    status, _, report = run(capsys, str(folder))
+    found = [(r["class"], Path(r["file"]).name, wrong(r)) for r in report["classes"]]
+    assert sorted(found) == [
+        ("Dies", "a.py", [("crash", "")]),
+        ("Square", "a.py", []),
+        ("Square", "b.py", [("constant-factor", "x")]),
+        ("c.py", "c.py", [("crash", "")]),
+    ]
+    assert status == 1
+
+
+def test_the_report_is_json_whatever_the_gradient_holds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SQUARE.replace("2 * self.x * dout", "dout * float('inf')")
+    assert main([write(tmp_path, text), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    (finding,) = report["classes"][0]["findings"]
+    assert finding["diagnosis"] == "not-finite" and finding["analytic"] is None
+
+
+def test_the_process_of_a_users_code_ends_with_the_command(tmp_path: Path) -> None:
+    text = (
+        f"import os, pathlib\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
+    )
+    file = write(tmp_path, f"{text}\nwhile True: pass")
+    command = [sys.executable, "-m", "scripts.check_gradients", file]
+    parent = subprocess.Popen(command, cwd=ROOT)
+    _until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    child = int((tmp_path / "pid").read_text())
+    _until(lambda: not _alive(child))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat")  # one that has ended, and that nobody has asked about
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def _until(what: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_arguments_keep_their_types_and_ranges_their_signs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = SQUARE.replace(
+        "    def forward(self, x):",
+        "    def __init__(self, size):\n        assert size == (3, {1: 2}), size\n"
+        "    def forward(self, x):\n        assert (abs(x) < 0.5).all() and (x < 0).any()",
+    )
+    given = ["--init", "size=(3, {1: 2})", "--input-range", "-0.5,0.5"]
+    assert run(capsys, write(tmp_path, text), *given)[0] == 0
+
+
+def test_arrays_in_no_params_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "import numpy as np\n" + SQUARE.replace(
+        "    def forward",
+        "    def __init__(self):\n        self.shift = np.ones(4)\n    def forward",
+    ).replace("x ** 2", "x ** 2 + self.shift")
+    status, classes, _ = run(capsys, write(tmp_path, text))
+    (note,) = classes["Square"]["notes"]
+    assert status == 0 and note == "shift changes the output but is in no params: not checked"
+
+
+def test_a_large_layer_is_looked_at_in_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(PLANTED.with_name("planted_mistakes.py"))
+    init = ["--init", "64, 8", "--input-shape", "7,64"]
+    assert run(capsys, f"{file}:Layer", *init)[0] == 0
+    _, classes, _ = run(capsys, f"{file}:LinearHalf", *init)
+    (finding,) = (f for f in classes["LinearHalf"]["findings"] if f["variable"] == "x")
+    assert finding["diagnosis"] == "constant-factor"
+    assert "by 400 of its 448 entries" in finding["explanation"]
+
+
 def test_names_of_our_packages_and_relative_imports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,10 +408,13 @@ class Weird:
         (["nowhere.py"], "nowhere.py does not exist; TARGET is a .py file"),
         ([str(ROOT / "README.md")], "README.md is no Python file"),
         (["FILE:Sqare"], "has no class Sqare with forward and backward; did you mean Square?"),
-        (["FILE:Base"], "Base in FILE cannot be checked: it is abstract"),
+        (["FILE:Base"], "Base in FILE cannot be checked: it is a base class"),
         (["EMPTY"], "holds nothing to check"),
         (["FILE", "--init", "x)"], "--init 'x)' is not a list of plain arguments"),
         (["FILE", "--init", "print(1)"], "is not a list of plain arguments"),
+        (["FILE", "--init", "4)+f(3"], "is not a list of plain arguments"),
+        (["FILE", "--init", "**{'a': 1}"], "is not a list of plain arguments"),
+        ([""], "TARGET is empty"),
         (["FILE", "--input-shape", "a,b"], "--input-shape 'a,b' is not a shape"),
         (["FILE", "--input-shape", "1000,1000"], "has 1,000,000 entries"),
         (["FILE", "--input-range", "2,1"], "--input-range '2,1' is not a range"),
@@ -298,7 +427,7 @@ def test_bad_usage_ends_in_one_line(
 ) -> None:
     base = "\nclass Base:\n def forward(self, x):\n  raise NotImplementedError\n"
     base += " def backward(self, dout):\n  raise NotImplementedError\n"
-    file = write(tmp_path, SQUARE + base)
+    file = write(tmp_path, base + SQUARE.replace("class Square", "class Square(Base)"))
     empty = write(tmp_path, "x = 1\n", "empty.py")
     argv = [a.replace("FILE", file).replace("EMPTY", empty) for a in argv]
     assert main(argv) == 2
@@ -342,6 +471,9 @@ TORCH_MISTAKES = {
     "dbeta = None": [("no-gradient", "beta")],
     "grad_output.mul_(0)": [("upstream-modified", "")],
     "return dx, dgamma": [("crash", "")],
+    "dgamma = dgamma if all(ctx.needs_input_grad[:3]) else 2 * dgamma": [
+        ("needs-input-grad", "gamma")
+    ],
 }
 
 
@@ -354,10 +486,55 @@ def test_autograd_functions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert dict(zip(TORCH_MISTAKES, found, strict=True)) == TORCH_MISTAKES
 
 
+def test_arguments_of_functions_that_are_no_variables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torch")
+    text = """
+import torch
+
+class Scaled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor, constant):
+        ctx.constant = constant
+        return tensor * constant
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        return grad_output * ctx.constant, None
+
+class InPlace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(x.clamp_(min=0))
+        return x
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (y,) = ctx.saved_tensors
+        return grad_output * (y > 0)
+
+class Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, input, weight, bias=None):
+        ctx.save_for_backward(input, weight)
+        return input @ weight.T + (0 if bias is None else bias)
+
+    @staticmethod
+    def backward(ctx, g):
+        input, weight = ctx.saved_tensors
+        return g @ weight, g.T @ input, g.mean(0)
+"""
+    status, classes, _ = run(capsys, write(tmp_path, text))
+    assert [wrong(classes[name]) for name in ("Scaled", "InPlace")] == [[], []]
+    assert wrong(classes["Linear"]) == [("extra-1/N", "bias")] and status == 1
+
+
 def test_torch_is_not_imported_for_numpy() -> None:
     code = (
         "import io, sys\nfrom scripts.gradients.child import main\n"
-        "order = dict(path='numpy_mlp/modules/softmax.py', names=[], args=[], kwargs={}, shapes=[],"
+        "order = dict(path='numpy_mlp/modules/softmax.py', names=[], init='', shapes=[],"
         "range=None, done=[], tolerance=1e-6)\n"
         "main(order, io.StringIO())\nassert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
@@ -370,6 +547,7 @@ def test_every_size_of_a_variable_is_looked_at() -> None:
     from scripts.gradients.child import find
 
     ((found, *_), _) = find([linear])
-    findings, settings = check_class(found, Given(), 1e-6)
-    assert [f.variable for f in findings] == ["x", "weight", "bias"]
-    assert settings["in_features"] == 4 and all(f.passed for f in findings)
+    checked = check_class(found, Given(), 1e-6)
+    assert list(checked.findings) == ["x", "weight", "bias"]
+    assert checked.settings["in_features"] == 4 and not checked.notes
+    assert all(finding.passed for finding in checked.findings.values())
