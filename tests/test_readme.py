@@ -2,70 +2,70 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from training.config import (
-    ConvNetSettings,
-    NumpyMLPSettings,
-    TorchMLPSettings,
-    TrainSettings,
-    parse_command_line,
-)
-from training.presets import CONVNET_PRESETS, MLP_PRESETS, TORCH_MLP_PRESETS
-
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def test_the_layer_of_your_own_prints_what_is_shown() -> None:
-    section = README[README.index("## A layer of your own") :]
-    blocks = re.findall(r"```(?:python)?\n(.*?)```", section, flags=re.S)
-    code, shown = blocks[0], blocks[1]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(compile(code, "README.md", "exec"), {})
-    # The digits of the rounding error are the machine's own.
-    verdict = re.compile(r"^ok +x: worst relative error [\d.e-]+ at \(\d, \d\): backward ")
-    assert verdict.match(shown)
-    assert verdict.match(out.getvalue())
+def blocks(page: str, heading: str, language: str = "python") -> list[str]:
+    """Return the blocks of code in a section."""
+    section = page[page.index(f"## {heading}") :].partition("\n## ")[0]
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", section, flags=re.S | re.M)
+    return [text for kind, text in found if kind == language]
+
+
+def without_digits(text: str) -> str:
+    return re.sub(r"[-\d.e+]*\d", "0", text)
+
+
+def test_the_layer_of_your_own_is_told_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from scripts.check_gradients import main
+
+    layer, checker = blocks(README, "A layer of your own")
+    (shown,) = blocks(README, "A layer of your own", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    (tmp_path / "square.py").write_text(layer, encoding="utf-8")
+    assert 8 <= len(layer.splitlines()) <= 11
+    assert main(["square.py"]) == 1
+    assert without_digits(capsys.readouterr().out) == without_digits(shown)
+    right = layer.replace("2 * dout", "2 * dout * self.x")
+    (tmp_path / "square.py").write_text(right, encoding="utf-8")
+    assert main(["square.py"]) == 0
+    exec(compile(checker, "README.md", "exec"), {})
+    assert "ok    x: worst relative error" in capsys.readouterr().out
+
+
+def test_the_results_are_those_of_the_page_of_results() -> None:
+    rows = re.compile(r"^\| `([\w-]+)` \|(.*)\|$", flags=re.M)
+    page = dict(rows.findall((ROOT / "docs/results.md").read_text(encoding="utf-8")))
+    section = README[README.index("## Results") :].partition("\n## ")[0]
+    ours = dict(rows.findall(section))
+    assert len(ours) >= 12
+    for name, cells in ours.items():
+        for number in re.findall(r"0\.\d{4}", cells):
+            assert number in page[name], (name, number)
 
 
 @pytest.mark.parametrize(
-    ("command", "kind", "presets", "least"),
-    [
-        ("train-mlp-numpy", NumpyMLPSettings, MLP_PRESETS, 5),
-        ("train-mlp-pytorch", TorchMLPSettings, TORCH_MLP_PRESETS, 2),
-        ("train-convnet", ConvNetSettings, CONVNET_PRESETS, 3),
-    ],
+    "page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 )
-def test_every_command_shown_is_accepted(
-    command: str, kind: type[TrainSettings], presets: dict[str, Any], least: int, tmp_path: Path
-) -> None:
-    shown = re.findall(rf"^\s*(?:\.venv/bin/)?{command}( .*|)$", README, flags=re.M)
-    assert len(shown) >= least
-    for arguments in shown:
-        argv = arguments.partition("#")[0].replace("DATA", str(tmp_path)).split()
-        if "--help" not in argv:
-            parse_command_line(kind, presets, "", command, argv)
-
-
-def test_every_linked_file_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert len(links) >= 8
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_every_linked_file_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]*)?\)", text):
+        assert ((ROOT / page).parent / link).exists(), link
 
 
 def test_the_layer_shown_is_the_layers_code() -> None:
-    section = README[README.index("## A layer, whole") :]
-    (shown, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    (shown,) = blocks(README, "A layer, whole")
     source = (ROOT / "numpy_mlp/modules/linear.py").read_text(encoding="utf-8")
     for line in shown.splitlines():
         code = line.partition("#")[0].strip()
@@ -81,8 +81,7 @@ def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     folder = tmp_path / "run"
     assert main(["--max-steps", "50", "--quiet", "--out", str(folder)]) == 0
-    section = README[README.index("Use the weights from Python") :]
-    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    (code,) = blocks(TRAINING, "The weights in Python")
     capsys.readouterr()
     exec(compile(code.replace("runs/NAME", str(folder)), "README.md", "exec"), {})
     shown = float(capsys.readouterr().out)
@@ -92,8 +91,7 @@ def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_graph_example_does_what_it_says(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    section = README[README.index("## A graph that knows") :]
-    (code, *_) = re.findall(r"```python\n(.*?)```", section, flags=re.S)
+    (code,) = blocks(README, "A graph that knows")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
     shown = re.search(r"print\(.*# (.*)", code)

@@ -29,6 +29,7 @@ from scripts.benchmarks import runs, steps, workers
 
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 _SHORT = ["--max-steps", "2", "--eval-every", "2", "--validation-size", "20", "--threads", "1"]
+_SHORT += ["--warmup-steps", "0"]
 
 
 def shown_commands() -> dict[str, str]:
@@ -111,7 +112,9 @@ def _make(argv: list[str], out: Path) -> int:
     """``make`` with this interpreter for an environment that is installed already."""
     out.mkdir()
     (out / "bin").mkdir()
-    (out / "bin" / "python").symlink_to(sys.executable)
+    python = out / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
     for stamp in (".installed-base", ".installed-test"):
         (out / stamp).touch()
     options = [f"VENV={out}", f"ARGS=--max-steps 2 --quiet --out {out}/run"]
@@ -165,13 +168,18 @@ NOT_RUN = {
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the benchmarks small: this is about the commands, not about what they measure."""
-    monkeypatch.setattr(steps, "WORKLOADS", {"B small": {"sizes": (6, 5, 4), "batch_size": 4}})
+    monkeypatch.setattr(
+        steps, "WORKLOADS", {"B small": {"sizes": (6, 5, 4), "batch_size": 4, "momentum": 0.9}}
+    )
     monkeypatch.setattr(steps, "_RACE", tuple(r for r in steps._RACE if r[1] != "compiled"))
     monkeypatch.setattr(steps, "_SGEMM_SIZES", (64,))
     monkeypatch.setattr(steps, "_COPIED_BYTES", 1 << 16)
     monkeypatch.setattr(steps, "_CONVNET_BATCHES", (2,))
     monkeypatch.setattr(workers, "_SETTLE", 0.0)
     monkeypatch.setattr(runs, "_PRESET", ("--preset", "uva-2018", "--max-steps", "2"))
+    monkeypatch.setattr(runs, "_BATCH_SIZES", (32,))
+    whole = runs._command_seconds
+    monkeypatch.setattr(runs, "_command_seconds", lambda c, n: whole([*c, "--max-steps", "2"], n))
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
 
 

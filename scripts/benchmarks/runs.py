@@ -22,6 +22,7 @@ from training.errors import UserError
 
 _SCRIPTS = Path(__file__).parents[1]
 _PRESET = ("--preset", "uva-2018")
+_BATCH_SIZES = (32, 200, 512)
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -57,7 +58,7 @@ def loader(arguments: argparse.Namespace) -> Report:
     data = _data_dir(arguments)
     dataset = load_dataset("cifar10", data, validation_size=0)
     report = Report("loader", {}, ("uint8, gathered",))
-    for batch_size in (32, 200, 512):
+    for batch_size in _BATCH_SIZES:
         preprocessing = fit_preprocessing("mean-image", dataset.train.images)
         loaders = BatchLoader(dataset.train, batch_size, preprocessing, shuffle=True)
         order = np.random.default_rng(0).permutation(len(dataset.train))[:batch_size]
