@@ -52,6 +52,16 @@ def check_input(layer: str, x: Tensor, n_neurons: int) -> None:
         )
 
 
+def channels(layer: str, gamma: Tensor, beta: Tensor) -> int:
+    """Return C, the length of both parameters; an error unless they are vectors of one length."""
+    if gamma.ndim != 1 or gamma.shape != beta.shape:
+        raise ValueError(
+            f"{layer}: expected gamma and beta of one shape (C,), got {tuple(gamma.shape)} and "
+            f"{tuple(beta.shape)}"
+        )
+    return len(gamma)
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """Return float32 for the half precisions, else the dtype of ``x``.
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modules.affine import AffineModule, check_input, statistics_dtype
+from custom_modules.affine import AffineModule, channels, check_input, statistics_dtype
 
 
 class _BatchNorm(AffineModule):
@@ -134,7 +134,8 @@ class CustomBatchNormManualFunction(torch.autograd.Function):
         the mean is large.
         """
         batch_statistics = training or running_mean is None or running_var is None
-        check_batch("CustomBatchNormManualFunction", input, len(gamma), batch_statistics)
+        n_neurons = channels("CustomBatchNormManualFunction", gamma, beta)
+        check_batch("CustomBatchNormManualFunction", input, n_neurons, batch_statistics)
         x = input.to(statistics_dtype(input))
         dims, shape, n = layout(x)
         if training or running_mean is None or running_var is None:

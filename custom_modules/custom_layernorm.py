@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modules.affine import AffineModule, check_input, statistics_dtype
+from custom_modules.affine import AffineModule, channels, check_input, statistics_dtype
 
 
 class CustomLayerNormAutograd(AffineModule):
@@ -65,7 +65,8 @@ class CustomLayerNormManualFunction(torch.autograd.Function):
         Folding the mean into the shift too, x · scale + (beta - mean · scale), would save a pass
         but cancel in a sample whose values lie far from 0 and close together.
         """
-        check_input("CustomLayerNormManualFunction", input, len(gamma))
+        n_neurons = channels("CustomLayerNormManualFunction", gamma, beta)
+        check_input("CustomLayerNormManualFunction", input, n_neurons)
         x = three_dimensional(input.to(statistics_dtype(input)))  # (N, C, L)
         n = x[0].numel() if len(x) else 1
         mean = x.sum((1, 2), keepdim=True).div_(n)  # (N, 1, 1)

@@ -386,3 +386,15 @@ def test_the_way_the_courses_templates_use_it(test_number: int) -> None:
     gamma = (torch.randn(5).double() * 10).requires_grad_()
     beta = (torch.randn(5).double() * 10).requires_grad_()
     assert torch.autograd.gradcheck(CustomBatchNormManualFunction.apply, (x, gamma, beta))
+
+
+@pytest.mark.parametrize("name", ["CustomBatchNormManualFunction", "CustomLayerNormManualFunction"])
+@pytest.mark.parametrize(("gamma", "beta"), [((1, 3), (1, 3)), ((3,), (1, 3)), ((1, 3), (3,))])
+def test_parameters_that_are_no_vectors(
+    name: str, gamma: tuple[int, ...], beta: tuple[int, ...]
+) -> None:
+    import custom_modules
+
+    function = getattr(custom_modules, name)
+    with pytest.raises(ValueError, match=rf"{name}: expected gamma and beta of one shape \(C,\)"):
+        function.apply(torch.ones(2, 1), torch.ones(gamma), torch.ones(beta), 1e-5)
