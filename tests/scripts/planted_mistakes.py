@@ -672,6 +672,29 @@ class ReLU6NoUpperMask:
         return dout * (self.x > 0)
 
 
+class SecondPassDoubled:
+    passes = 0
+
+    def forward(self, x):
+        self.x = x
+        self.passes += 1
+        return x**2
+
+    def backward(self, dout):
+        return 2 * self.x * dout * self.passes
+
+
+class Rough:
+    """Too rough for differences: nothing can be told."""
+
+    def forward(self, x):
+        self.x = x
+        return x + 1e-3 * np.sin(1e6 * x)
+
+    def backward(self, dout):
+        return dout * (1 + 1e3 * np.cos(1e6 * self.x))
+
+
 CORRECT = ("Layer", "BatchNorm")
 MISTAKES = {
     "LinearMeanOfWeightGradient": ("extra-1/N", "weight"),
@@ -747,4 +770,6 @@ MISTAKES = {
     "WeightsAsAttributes": ("sign", "W"),
     "ConvStrideOne": ("unknown", "x"),
     "ReLU6NoUpperMask": ("above-threshold", "x"),
+    "SecondPassDoubled": ("state", "x"),
+    "Rough": ("not-smooth", "x"),
 }

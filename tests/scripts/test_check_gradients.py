@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -551,3 +552,17 @@ def test_every_size_of_a_variable_is_looked_at() -> None:
     assert list(checked.findings) == ["x", "weight", "bias"]
     assert checked.settings["in_features"] == 4 and not checked.notes
     assert all(finding.passed for finding in checked.findings.values())
+
+
+def test_every_kind_of_wrong_is_on_its_page() -> None:
+    sources = [*(ROOT / "scripts/gradients").glob("*.py"), ROOT / "scripts/check_gradients.py"]
+    code = "".join(source.read_text(encoding="utf-8") for source in sources)
+    page = (ROOT / "docs/mistakes.md").read_text(encoding="utf-8")
+    first_cells = "".join(re.findall(r"^\|(.*?)\|", page, flags=re.M))
+    listed = set(re.findall(r"`([^`]+)`", first_cells))
+    named = set(re.findall(r'"([a-z]+(?:-[A-Za-z0-9/]+)+)"', code)) - {"utf-8", "check-gradients"}
+    named -= {"one-hot"}  # a kind of target
+    assert named | {"feature-factor", "sample-factor"} <= listed
+    assert {kind for kind, _ in MISTAKES.values()} <= listed
+    for kind in listed - {"feature-factor", "sample-factor"}:
+        assert f'"{kind}"' in code, kind
