@@ -144,13 +144,14 @@ def check(path: Path, order: dict[str, Any], time_limit: float) -> Outcome:
 
 def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome: Outcome) -> bool:
     """Run one child; return whether another has to go on after it."""
-    events, said = folder / "events", folder / "stderr"
+    asked, events, said = folder / "order", folder / "events", folder / "stderr"
+    asked.write_text(json.dumps(order), encoding="utf-8")
     events.write_text("")
     search = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     with said.open("w") as stderr:
         child = subprocess.Popen(
             # -P: a "scripts" or "training" in the current folder is not ours.
-            [sys.executable, "-P", "-m", "scripts.gradients.child", json.dumps(order), str(events)],
+            [sys.executable, "-P", "-m", "scripts.gradients.child", str(asked), str(events)],
             env={**os.environ, "PYTHONPATH": search},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -191,7 +192,9 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
         "diagnosis": diagnosis,
         "explanation": why,
     }
-    rest: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "findings": [finding]}
+    rest: dict[str, Any] = {
+        "settings": {}, "seconds": None, "notes": [], "layers": [], "findings": [finding]
+    }  # fmt: skip
     outcome.results.append({**begun, **rest})
     return True
 

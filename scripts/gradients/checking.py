@@ -219,7 +219,7 @@ def check(
     for name in subject.variables:
         finding = _check_one(case, name, gradients.get(name), diagnose, tolerance, rng)
         if single and finding is not None and finding.passed and tolerance == _TOLERANCE_FLOAT32:
-            text = "forward computes in float32, which lets nothing be told beyond three digits; "
+            text = "forward computes in float32, so that only some three digits can be compared; "
             text += "those agree. Compute in the type of the input"
             finding = replace(finding, verdict="WRONG", diagnosis="float32-noise", explanation=text)
         findings += [] if finding is None else [finding]
@@ -258,6 +258,16 @@ def _check_one(
     if (doubt[seen] > 1e-3 * scale).mean() > 0.25:
         text = "forward is not smooth here: its differences do not settle as they get smaller"
         return replace(finding, verdict="NOT CHECKED", diagnosis="not-smooth", explanation=text)
+    if (
+        passed
+        and name in subject.inputs
+        and scale < 1.1e-6
+        and not np.abs(analytic).max(initial=0.0)
+    ):
+        text = (
+            "the output does not change with it here: look elsewhere, with --init or --input-range"
+        )
+        return replace(finding, verdict="NOT CHECKED", diagnosis="constant", explanation=text)
     if passed and is_float32(analytic) and case.step == _STEP and scale > 1e-3:
         text = "the gradient is computed in float32, of numbers in float64"
         return replace(finding, verdict="WRONG", diagnosis="float32-noise", explanation=text)

@@ -117,11 +117,13 @@ class Checked:
         findings: one for each variable, and for what concerns the class as a whole.
         settings: with which it was made.
         notes: what is left unchecked, or looks odd where nobody may have meant it to work.
+        layers: names of the classes that it is made of.
     """
 
     findings: dict[str, Finding] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    layers: list[str] = dataclasses.field(default_factory=list)
 
 
 def check_class(found: Found, given: Given, tolerance: float) -> Checked:
@@ -143,6 +145,7 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
     main.elsewhere = lambda: build(Point(_OTHER))[0]
     checked.settings = main.settings
     checked.notes += main.notes
+    checked.layers = main.layers
     plans: list[tuple[str, Callable[[], Subject], bool]] = [("", lambda: main, False)]
     if found.kind in ("module", "torch module"):
         plans.append(("second pass of one object", lambda: main, True))
@@ -172,8 +175,9 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
                 _keep(checked.findings, finding, 1)
             else:
                 where = _point(subject, "")
-                text = f"{finding.variable or 'it'} is wrong on {where} ({finding.diagnosis}), "
-                checked.notes.append(text + "which may not be meant; --input-shape has it judged")
+                text = f"it also runs on {where}, where {finding.variable or 'it'} is wrong "
+                text += f"({finding.diagnosis}); if that is meant to work, give --input-shape"
+                checked.notes.append(text)
     return checked
 
 
@@ -256,17 +260,22 @@ def _result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:
         text = str(error)
         if cause is not None:
             text = f"forward did not run on inputs of shape {error}: {_their_error(cause)}"
-            text += "" if isinstance(cause, ContractError) else "; give --input-shape"
+            if not given.shapes and not isinstance(cause, ContractError):
+                text += "; give --input-shape"
+        kind = "no-input"
         if _unwritten(found.cls.forward) or _unwritten(getattr(found.cls, "backward", None)):
-            text = "forward or backward is not written yet"
-        checked = Checked({"": Finding("", "NOT CHECKED", "no-input", text)})
+            kind, text = "not-written", "forward or backward is not written yet"
+        checked = Checked({"": Finding("", "NOT CHECKED", kind, text)})
     except (Exception, SystemExit) as error:
-        text = f"{_their_error(error)}; where constructor arguments are what it needs: --init"
+        text = f"its constructor: {_their_error(error)}"
+        if not (given.args or given.kwargs):
+            text += "; where other arguments are what it needs: --init"
         checked = Checked({"": Finding("", "NOT CHECKED", "crash", text)})
     return {
         "settings": {key: _plain(value) for key, value in checked.settings.items()},
         "seconds": round(time.perf_counter() - start, 3),
         "notes": list(dict.fromkeys(checked.notes)),
+        "layers": checked.layers,
         "findings": [_finite(finding) for finding in checked.findings.values()],
     }
 
@@ -309,8 +318,11 @@ def main(order: dict[str, Any], out: TextIO) -> None:
             tell("imported")
         except (Exception, SystemExit) as error:
             text = f"cannot be imported: {_their_error(error)}"
-            findings = [_finite(Finding("", "WRONG", "crash", text))]
-            tell("result", **about, settings={}, seconds=None, notes=[], findings=findings)
+            if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("vugrad"):
+                text += "; numpy_mlp.autograd stands in for it, with the import changed"
+            findings = [_finite(Finding("", "NOT CHECKED", "crash", text))]
+            nothing: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "layers": []}
+            tell("result", **about, **nothing, findings=findings)
     found, skipped = find(modules)
     hold_generators([vars(module) for module in modules])
     hold_generators([vars(one.cls) for one in found])
@@ -337,5 +349,5 @@ if __name__ == "__main__":
     if os.name == "posix":
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     with Path(sys.argv[2]).open("a", encoding="utf-8") as stream:
-        main(json.loads(sys.argv[1]), stream)
+        main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), stream)
     os._exit(0)  # whatever threads a user's code has left

@@ -293,7 +293,9 @@ def _kind_of_factor(c: float, look: _Look) -> tuple[str, str]:
         n = 1 / abs(c)
         text = f"{n:g} times too small: divided by the batch size, which only the loss does{sign}"
         return "extra-1/N", text
-    return "constant-factor", f"{name} times what it should be, everywhere"
+    value = f"{c:.6g}"
+    what = "" if name in (value, value.lstrip("-")) else f" ({name})"
+    return "constant-factor", f"{value} times what it should be{what}, everywhere"
 
 
 def _upstream_ignored(look: _Look) -> Answer:
@@ -451,6 +453,10 @@ def _threshold(look: _Look) -> Answer:
         if edge[0] <= 0 <= edge[1]:
             return "positive-only", f"wrong only where x > 0{detail}"
         return "above-threshold", f"wrong only where x > {np.mean(edge):.2g} or so{detail}"
+    low, high = x[good].min(), x[good].max()
+    if ((x[bad] < low) | (x[bad] > high)).all():
+        text = f"right only where x is between {low:.2g} and {high:.2g} or so{detail}"
+        return "outside-range", text
     return None
 
 

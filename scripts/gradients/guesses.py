@@ -116,6 +116,8 @@ _WORDS = {
     "index": "indices targets index labels target label",
     "mode": "training train eval inplace in_place verbose debug",
     "untrained": "mask running_mean running_var",
+    "least": "min low lo lower min_val min_value minimum a_min vmin",
+    "most": "max high hi upper max_val max_value maximum a_max vmax",
 }
 _NAMES = {kind: set(words.split()) for kind, words in _WORDS.items()}
 _NUMBERS = {
@@ -124,8 +126,8 @@ _NUMBERS = {
     **dict.fromkeys(_NAMES["scale"], 1.7),
     "scale": 1.7,
     "momentum": 0.1,
-    **dict.fromkeys(("min", "low", "lower", "min_val"), -0.8),
-    **dict.fromkeys(("max", "high", "upper", "max_val"), 0.9),
+    **dict.fromkeys(_NAMES["least"], -0.8),
+    **dict.fromkeys(_NAMES["most"], 0.9),
 }
 
 
@@ -286,13 +288,17 @@ def _runs(start: Callable[[], Session], variables: dict[str, Array]) -> BaseExce
 
 
 def _accept(
-    candidates: Iterator[Candidate], like: Subject | None, make: Callable[[Candidate], Subject]
+    candidates: Iterator[Candidate],
+    like: Subject | None,
+    inputs: Sequence[str],
+    make: Callable[[Candidate], Subject],
 ) -> list[Subject]:
     """Return the first candidate that runs, and the first of another kind of input, if any does.
 
     Args:
         candidates: in the order of how likely they are meant.
         like: only inputs of the kind that this subject has.
+        inputs: which of the variables are inputs.
         make: makes a subject of one.
 
     Raises:
@@ -313,7 +319,9 @@ def _accept(
             if len(subjects) == 2 or like is not None:
                 break
         first = first or error
-        shapes = " and ".join(str(v.shape) for v in candidate.variables.values())
+        shapes = " and ".join(
+            str(value.shape) for name, value in candidate.variables.items() if name in inputs
+        )
         tried += [shapes] if shapes not in tried else []
     if not subjects:
         raise NoInputError("; ".join(tried[:6])) from first
@@ -372,9 +380,10 @@ def module_subjects(
         subject = Subject(cls.__name__, "module", candidate.variables, tuple(names), start)
         subject.settings = settings
         subject.is_network = any(p.path for p in parameters)
+        subject.layers = sorted({type(p.owner(template)).__name__ for p in parameters if p.path})
         return _with_loose_arrays(subject, template, again, parameters, rng)
 
-    return _accept(candidates(), like, make)
+    return _accept(candidates(), like, names, make)
 
 
 def _with_loose_arrays(
@@ -500,7 +509,7 @@ def _loss_subjects(
         subject.upstream = takes == 1
         return subject
 
-    return _accept(candidates(), like, make)
+    return _accept(candidates(), like, (name,), make)
 
 
 def _loss_domains(
@@ -562,7 +571,7 @@ def op_subjects(
             _shown((), constants_used),
         )  # fmt: skip
 
-    return _accept(candidates(), like, make)
+    return _accept(candidates(), like, names, make)
 
 
 def torch_function_subjects(
@@ -577,6 +586,8 @@ def torch_function_subjects(
         "setup_context" in k.__dict__ for k in cls.__mro__ if not k.__module__.startswith("torch")
     )
     parameters = _signature(cls.forward, 0 if own_context else 1)
+    if given.args:
+        raise NoInputError("--init of a function needs names, as in --init 'scale=2.0'")
     order = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL]
     settled = [p.name for p in parameters if _is_constant(p, given)]
     unsettled = [p for p in parameters if p.name in order and p.name not in settled]
@@ -616,7 +627,7 @@ def torch_function_subjects(
         )
         return subject
 
-    return _accept(candidates(), like, make)
+    return _accept(candidates(), like, order, make)
 
 
 def _torch_start(
@@ -642,7 +653,7 @@ def _gradients_exist(start: Callable[[], Session], x: dict[str, Array], maybe: l
         gradients = session.backward(tuple(np.ones(out.shape) for out in outputs))
     except Exception:
         return False
-    known = _NAMES["untrained"] | _NAMES["target"] | _NAMES["vector"]
+    known = _NAMES["untrained"] | _NAMES["target"] | (_NAMES["vector"] - {"scale", "shift"})
     return all(gradients[n] is not None for n in maybe if n in gradients and n.lower() not in known)
 
 
@@ -767,4 +778,4 @@ def torch_module_subjects(
         subject.settings = settings
         return subject
 
-    return _accept(candidates(), like, make)
+    return _accept(candidates(), like, names, make)

@@ -80,6 +80,7 @@ class Subject:
         optional: variables that may have no gradient.
         is_network: made of other modules: it may keep the gradient of its input to itself.
         notes: what is left unchecked.
+        layers: names of the classes that it is made of.
         elsewhere: makes the same with other sizes, or None.
     """
 
@@ -95,6 +96,7 @@ class Subject:
     optional: frozenset[str] = frozenset()
     is_network: bool = False
     notes: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
     elsewhere: Callable[[], Subject | None] = lambda: None
 
     def evaluate(self, variables: Variables, warm: Variables | None = None) -> tuple[Array, ...]:

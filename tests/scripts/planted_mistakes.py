@@ -695,6 +695,33 @@ class Rough:
         return dout * (1 + 1e3 * np.cos(1e6 * self.x))
 
 
+class HardSigmoid:
+    def forward(self, x):
+        return np.clip(0.2 * x + 0.5, 0, 1)
+
+    def backward(self, dout):
+        return 0.2 * dout
+
+
+class ClipNothingComesBack:
+    def __init__(self, lo, hi):
+        self.lo, self.hi = lo, hi
+
+    def forward(self, x):
+        return np.clip(x, self.lo, self.hi)
+
+    def backward(self, dout):
+        return 0 * dout
+
+
+class Constant:
+    def forward(self, x):
+        return np.ones_like(x)
+
+    def backward(self, dout):
+        return 0 * dout
+
+
 CORRECT = ("Layer", "BatchNorm")
 MISTAKES = {
     "LinearMeanOfWeightGradient": ("extra-1/N", "weight"),
@@ -772,4 +799,7 @@ MISTAKES = {
     "ReLU6NoUpperMask": ("above-threshold", "x"),
     "SecondPassDoubled": ("state", "x"),
     "Rough": ("not-smooth", "x"),
+    "HardSigmoid": ("outside-range", "x"),
+    "ClipNothingComesBack": ("zero-gradient", "x"),
+    "Constant": ("constant", "x"),
 }

@@ -327,6 +327,38 @@ def test_arrays_in_no_params_are_noted(tmp_path: Path, capsys: pytest.CaptureFix
     assert status == 0 and note == "shift changes the output but is in no params: not checked"
 
 
+def test_a_network_of_wrong_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SQUARE.replace("Square", "Layer").replace(
+        "    def forward",
+        "    params, grads = {'a': np.ones(1)}, {'a': np.zeros(1)}\n    def forward",
+    )
+    text += """
+class Net:
+    def __init__(self):
+        self.layers = [Layer(), Layer()]
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer.forward(x)
+        return x
+    def backward(self, dout):
+        for layer in reversed(self.layers):
+            dout = layer.backward(dout)
+        return dout
+"""
+    file = write(tmp_path, "import numpy as np\n" + text.replace("        return dout", ""))
+    assert run(capsys, file)[0] == 0  # a network may keep the gradient of its input to itself
+    file = write(tmp_path, "import numpy as np\n" + text.replace("2 * self.x", "self.x"))
+    assert main([file]) == 1
+    out = capsys.readouterr().out
+    assert "note: it is made of Layer, which is wrong by itself" in out
+
+
+def test_code_written_for_vugrad(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([write(tmp_path, "from vugrad.core import Op", "ops.py")]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "numpy_mlp.autograd stands in for it" in out and "not checked: ops.py" in out
+
+
 def test_a_large_layer_is_looked_at_in_part(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -504,6 +536,18 @@ class Scaled(torch.autograd.Function):
     def backward(ctx, grad_output):
         return grad_output * ctx.constant, None
 
+class Cube(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, scale):
+        ctx.save_for_backward(x)
+        ctx.scale = scale
+        return scale * x**3
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (x,) = ctx.saved_tensors
+        return grad_output * ctx.scale * 3 * x**2, None
+
 class InPlace(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -528,8 +572,10 @@ class Linear(torch.autograd.Function):
         return g @ weight, g.T @ input, g.mean(0)
 """
     status, classes, _ = run(capsys, write(tmp_path, text))
-    assert [wrong(classes[name]) for name in ("Scaled", "InPlace")] == [[], []]
+    assert [wrong(classes[name]) for name in ("Scaled", "Cube", "InPlace")] == [[], [], []]
     assert wrong(classes["Linear"]) == [("extra-1/N", "bias")] and status == 1
+    _, classes, _ = run(capsys, f"{tmp_path / 'modules.py'}:Cube", "--init", "2.0")
+    assert "needs names" in classes["Cube"]["findings"][0]["explanation"]
 
 
 def test_torch_is_not_imported_for_numpy() -> None:
