@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from training.cli import guarded
+from training.cli import guarded, printable
 from training.curves import SPLITS
 from training.errors import DataError, UserError
 
@@ -29,7 +29,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help="whose curves (default: validation, where all runs have it; else test; else train)",
+        help="whose curves (default: what most runs have, validation before test before train)",
     )
     parser.add_argument("--over", choices=_OVER, default="steps", help="x axis (default: steps)")
     parser.add_argument(
@@ -62,21 +62,22 @@ def _main(argv: Sequence[str] | None) -> int:
         try:
             runs.append(read_run(folder))
         except DataError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            print(printable(f"left out: {error}"), file=sys.stderr)
     if not runs:
         raise UserError("no run is left to draw")
     having = {split: [r for r in runs if any(x.split == split for x in r.rows)] for split in SPLITS}
     preferred = ("validation", "test", "train")
-    split = arguments.split or next((s for s in preferred if having[s] == runs), "train")
+    split = arguments.split or max(preferred, key=lambda name: len(having[name]))
     groups = group_runs(runs)
     print("\n".join(table(groups)))
     if not having[split]:
         raise UserError(f"--split {split}: none of these runs was evaluated on it")
     for run in runs:
         if run not in having[split]:
-            print(f"not drawn: {run.folder} has no evaluation of {split}", file=sys.stderr)
+            missing = printable(f"not drawn: {run.folder} has no evaluation of {split}")
+            print(missing, file=sys.stderr)
     plot_groups(arguments.out, groups, split, _OVER[arguments.over])
-    print(f"{split} curves: {arguments.out}")
+    print(printable(f"{split} curves: {arguments.out}"))
     return 0
 
 

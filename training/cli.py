@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
+from typing import TextIO
 
 from training.errors import DivergedError, StorageError, UserError
 
@@ -15,8 +17,11 @@ def guarded(main: Callable[[], int]) -> int:
 
     Mistakes of the user and of the data give status 2; a disk that gave out while training, 3;
     Ctrl-C gives 130, a closed pipe (``| head``) ends quietly with 141. Mistakes of this program
-    keep their traceback.
+    keep their traceback. Where standard output or error is closed, what goes there is lost.
     """
+    # Python has None for them then, and print(file=None) would write to the other one.
+    sys.stdout = sys.stdout or _nowhere()
+    sys.stderr = sys.stderr or _nowhere()
     try:
         status = main()
         sys.stdout.flush()
@@ -42,6 +47,10 @@ def guarded(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint, if there is one, is whole", file=sys.stderr)
         return 130
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 def requires_torch() -> None:
@@ -82,4 +91,12 @@ def _complain(message: str, everywhere: bool = False) -> int:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: object) -> str:
+    """Return ``text`` with � for what a terminal would obey or cannot be encoded.
+
+    The name of a file may hold control characters, and bytes that are no characters.
+    """
+    return "".join(c if c.isprintable() else "�" for c in str(text))

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from training.cli import printable
 from training.config import (
     DATASET_DEFAULTS,
     LOOKING,
@@ -23,7 +25,7 @@ from training.config import (
     TorchMLPSettings,
     text_of,
 )
-from training.curves import QUANTITIES, Values, curve
+from training.curves import QUANTITIES, SPLITS, Values, curve
 from training.errors import DataError, UserError
 from training.files import write_atomically
 from training.metrics import Row, read_metrics
@@ -108,12 +110,14 @@ def read_run(folder: Path) -> RunRecord:
     """Return what ``folder`` says; another process may be training in it.
 
     Raises:
-        DataError: ``config.json`` or ``metrics.csv`` is missing or damaged, or has no rows yet.
+        DataError: a file is missing or damaged, or there is no evaluation yet.
     """
     config = _read_json(folder / "config.json")
     settings, commands = config.get("settings"), config.get("commands")
     if not isinstance(settings, dict):
         raise DataError(f"{folder / 'config.json'} is damaged: it holds no settings")
+    if type(settings.get("seed", 0)) is not int:
+        raise DataError(f"{folder / 'config.json'} is damaged: its seed is {settings['seed']!r}")
     words = str(commands[0]).split() if isinstance(commands, list) and commands else []
     path = folder / "metrics.csv"
     try:
@@ -122,13 +126,14 @@ def read_run(folder: Path) -> RunRecord:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     rows = read_metrics(path, max(0, n_rows))
-    if not rows:
-        raise DataError(f"{folder} has no evaluation yet")
+    if not any(row.split in SPLITS for row in rows):
+        raise DataError(f"{folder} has no evaluation of {', '.join(SPLITS)} yet")
     summary = None
     if (folder / "summary.json").exists():
         summary = _read_json(folder / "summary.json")
         for name in ("steps", "test_accuracy", "seconds"):
-            if type(summary.get(name)) not in (int, float):
+            value: Any = summary.get(name)
+            if type(value) not in (int, float) or not -(2**63) < value < 2**63:
                 found = f"its {name} is {summary.get(name)!r}"
                 raise DataError(f"{folder / 'summary.json'} is damaged: {found}")
         if summary["steps"] < max(row.step for row in rows):  # it goes on since
@@ -166,6 +171,8 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         usual = _defaults(members[0].settings) if len(differing) > _NAMED else {}
         named = (_label(name, value) for name, value in key if value != usual.get(name, ""))
         label = ", ".join(filter(None, named)) or ("defaults" if usual else "")
+        # What differs is, here, that nothing is set.
+        label = label or ", ".join(f"{name.replace('_', '-')} none" for name, _ in key)
         if len({run.settings.get("seed") for run in members}) == len(members):
             found.append(Group(label, members))
         else:
@@ -233,12 +240,13 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
         split: ``train``, ``validation`` or ``test``.
         over: ``step``, ``epoch`` or ``seconds``.
     """
-    names = [textwrap.fill(group.label + _seeds(group), _LEGEND) for group in groups]
+    names = [textwrap.fill(printable(group.label + _seeds(group)), _LEGEND) for group in groups]
     n_columns = 2 if len(groups) > 3 and max(map(len, names)) <= _LEGEND / 2 else 1
     below = 0.2 * (sum(name.count("\n") + 1 for name in names) / n_columns + 1)
     figure = Figure(figsize=(11, 4.6 + below), layout="constrained")
     panels = figure.subplots(1, 2)
     shown: dict[str, list[Values]] = {quantity: [] for quantity in QUANTITIES}
+    handles: dict[int, Any] = {}
     for i, group in enumerate(groups):
         # Neighbours differ in colour and in style, so that one shows through another on top of it.
         look: dict[str, Any] = {
@@ -258,19 +266,29 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
             if mean:
                 lines = axes.plot(*mean, linewidth=2.2, **look)
             if lines:
-                lines[0].set_label(names[i])
+                handles[i] = lines[0]
     for axes, quantity in zip(panels, QUANTITIES, strict=True):
         set_scale(axes, quantity, np.concatenate([np.empty(0), *shown[quantity]]))
         axes.set_xlabel(over if over == "seconds" else f"{over}s")
         axes.set_title(f"{split} {quantity}", fontsize=11)
         axes.grid(alpha=0.3, which="both")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=n_columns, fontsize=9, handlelength=4
+    legend = figure.legend(
+        handles.values(),
+        ["run"] * len(handles),
+        loc="outside lower center",
+        ncols=n_columns,
+        fontsize=9,
+        handlelength=4,
     )
+    # As they are: Matplotlib leaves out labels that begin with _, and reads formulas between $.
+    for text, i in zip(legend.get_texts(), handles, strict=True):
+        text.set(text=names[i], parse_math=False)
     FigureCanvasAgg(figure)
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is drawn as boxes; the table has it.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
+        figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
     write_atomically(path, content.getvalue())
 
 
@@ -291,16 +309,20 @@ def table(groups: Sequence[Group]) -> list[str]:
             lines.append((str(run.folder), test, validation, f"{seconds:.1f}", what))
         if several:
             done = [run.summary["test_accuracy"] for run in group.runs if run.summary]
-            best_ones = [run.best_validation for run in group.runs if run.best_validation]
-            what = ", ".join(filter(None, (group.label, f"mean ± deviation of {len(done)}")))
-            lines.append(("", _mean(done), _mean(best_ones), "", what))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+            best_ones = [best for run in group.runs if (best := run.best_validation) is not None]
+            counts = [len(values) for values in (done, best_ones) if len(values) > 1]
+            if counts:
+                of = " and ".join(map(str, dict.fromkeys(counts)))
+                what = ", ".join(filter(None, (group.label, f"mean ± deviation of {of}")))
+                lines.append(("", _mean(done), _mean(best_ones), "", what))
+    cells = [[printable(cell) for cell in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(
             cell.ljust(width) if i in (0, 4) else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in lines
+        for line in cells
     ]
 
 

@@ -18,6 +18,8 @@ QUANTITIES = ("loss", "accuracy")
 # Where a scale in the logarithm of the error has its marks.
 ACCURACY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 _LEAST_ERROR = 1e-4
+# Beyond it the distance of two values may overflow, and below its inverse no mark fits between.
+_LARGEST = 1e300
 _TICKS = 5
 
 
@@ -26,7 +28,8 @@ def curve(
 ) -> tuple[Values, Values]:
     """Return the points x and y, (n,) each, of ``loss`` or ``accuracy`` of a split.
 
-    Training values are means over an interval and stand at its middle.
+    Training values are means over an interval and stand at its middle. Points that are not finite,
+    or beyond 1e300, are left out.
 
     Args:
         rows: of the run.
@@ -39,8 +42,8 @@ def curve(
     y = np.array([getattr(row, quantity) for row in mine], dtype=np.float64)
     if split == "train":
         x = (x + np.concatenate(([0.0], x[:-1]))) / 2
-    finite = np.isfinite(x) & np.isfinite(y)
-    return x[finite], y[finite]
+    shown = (np.abs(x) < _LARGEST) & (np.abs(y) < _LARGEST)  # NaN is not
+    return x[shown], y[shown]
 
 
 def wants_logarithm(losses: Values) -> bool:
@@ -82,7 +85,7 @@ class Scale:
 
 
 def linear_scale(values: Values) -> Scale:
-    """Return an even scale that holds ``values``."""
+    """Return an even scale that holds ``values``, none of them beyond 1e300."""
     low, high = _ends(values)
     return Scale(low, high, _round_values(low, high))
 
@@ -107,7 +110,7 @@ def scale_of(quantity: str, values: Values) -> Scale:
 
 def _ends(values: Values) -> tuple[float, float]:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    if high - low > 1e-9 * max(abs(low), abs(high)):
+    if high - low > max(1e-9 * max(abs(low), abs(high)), 1 / _LARGEST):
         return low, high
     margin = 0.1 * abs(low) or 0.5
     return low - margin, high + margin

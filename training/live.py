@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, cast
@@ -217,14 +217,18 @@ class LivePlot:
     def __init__(self, bar: tqdm[Any], rows: Sequence[Row]) -> None:
         self._bar, self._rows = bar, rows
         self._out, self._err = sys.stdout, sys.stderr
-        self._in_place = not bar.disable and _can_draw_in_place()
-        self._style = _style(self._err if self._in_place else self._out, self._in_place)
-        self._failed = False
+        self._in_place = self._failed = False
+        self._style = Style(unicode=False, colour=False)
         self._picture: list[str] = []
         self._size = (0, 0)  # of the terminal that the picture is for
         self._drawn = 0  # lines of the picture above the cursor
         self._next = 0.0  # when the next picture is due
         self._redirected = contextlib.ExitStack()
+        try:
+            self._in_place = not bar.disable and _can_draw_in_place()
+            self._style = _style(self._err if self._in_place else self._out, self._in_place)
+        except Exception as error:
+            self._end(error)
 
     def __enter__(self) -> LivePlot:
         if self._in_place:
@@ -325,7 +329,8 @@ class LivePlot:
 
     def _end(self, error: Exception) -> None:
         self._in_place, self._failed = False, True
-        with contextlib.suppress(OSError, ValueError):
+        # Standard error may be closed, or None.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             self._err.write(f"\nthe live plot has ended: {error or type(error).__name__}\n")
 
 
@@ -342,6 +347,9 @@ class _Lines:
                 self._stream.write(whole + newline)
                 self._stream.flush()
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
 
     def close(self) -> None:
         if self._begun:
@@ -369,7 +377,7 @@ def _can_draw_in_place() -> bool:
 
 def _style(stream: Any, in_place: bool) -> Style:
     try:
-        "⠿│".encode(stream.encoding or "ascii")
+        "⠿│".encode(getattr(stream, "encoding", None) or "ascii")
         can_encode = True
     except (UnicodeEncodeError, LookupError):
         can_encode = False

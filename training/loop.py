@@ -362,7 +362,7 @@ class Loop:
             unit_scale=True,
             dynamic_ncols=True,
             leave=False,
-            disable=self.quiet or not sys.stderr.isatty(),
+            disable=self.quiet or sys.stderr is None or not sys.stderr.isatty(),
         )
 
     @contextmanager

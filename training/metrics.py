@@ -114,7 +114,7 @@ def read_metrics(path: Path, limit: int | None = None) -> list[Row]:
                 raise DataError(f"{path} does not have the columns {','.join(COLUMNS)}")
             return [
                 Row(
-                    step=int(cells["step"]),
+                    step=_step(cells["step"]),
                     epoch=float(cells["epoch"]),
                     split=cells["split"],
                     loss=float(cells["loss"]),
@@ -130,6 +130,13 @@ def read_metrics(path: Path, limit: int | None = None) -> list[Row]:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is damaged: {error}") from None
+
+
+def _step(text: str) -> int:
+    step = int(text)
+    if not 0 <= step < 2**63:
+        raise ValueError(f"{text[:30]!r} is no number of steps")
+    return step
 
 
 def confusion_matrix(predictions: ArrayLike, targets: ArrayLike) -> NDArray[np.int64]:

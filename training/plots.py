@@ -204,25 +204,27 @@ def first_layer_sheet(
         most: how many units to show.
 
     Returns:
-        The sheet (C, rows, columns), 0 to 1, zero weights at 0.5. Between the units it is white
-        where there are three channels, and NaN otherwise.
+        The sheet (C, rows, columns), 0 to 1, zero weights at 0.5. Between the units, and in place
+        of those that are not finite, it is white where there are three channels, NaN otherwise.
     """
     channels, height, width = image_shape
     if weight.shape[1] != channels * height * width:
         height = width = math.isqrt(weight.shape[1] // channels)
     largest = np.argsort(-np.linalg.norm(weight, axis=1), kind="stable")[:most]
     filters = weight[largest].reshape(-1, channels, height, width).astype(np.float64)
+    filters[~np.isfinite(filters)] = np.nan
     limit = np.abs(filters).max(axis=(1, 2, 3), keepdims=True)
     filters = 0.5 + 0.5 * filters / np.where(limit == 0, 1, limit)
     columns = math.ceil(math.sqrt(len(filters)))
     rows = math.ceil(len(filters) / columns)
     gap = 1 if height < 16 else 2
     shape = (channels, rows * (height + gap) + gap, columns * (width + gap) + gap)
-    sheet = np.full(shape, 1.0 if channels == 3 else np.nan)
+    blank = 1.0 if channels == 3 else np.nan
+    sheet = np.full(shape, blank)
     for i, image in enumerate(filters):
         top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
         sheet[:, top : top + height, left : left + width] = image
-    return sheet, len(filters)
+    return np.nan_to_num(sheet, nan=blank), len(filters)
 
 
 def _displayable(image: NDArray[Any]) -> NDArray[Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -61,6 +64,7 @@ def _plot(*arguments: object) -> int:
         ({"batch_norm": True}, {}, ["batch-norm", "no batch-norm"]),
         ({"max_steps": 9, "epochs": None}, {"epochs": 2}, ["max-steps 9", "epochs 2"]),
         ({"lr": 1.0, "seed": 1}, {"lr": 2.0}, ["lr 1", "lr 2"]),
+        ({"epochs": None}, {"epochs": 2}, ["epochs none", "epochs 2"]),
         ({"out": "a", "quiet": True}, {"out": "b", "live": True, "seed": 1}, ["all"]),
         (
             {"lr": 0.5, "momentum": 0.9},
@@ -102,6 +106,15 @@ def test_seeds_make_one_group_with_a_mean(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_mean_is_of_all_runs_that_have_a_value(tmp_path: Path) -> None:
+    for seed, accuracy in enumerate((0.0, 0.5, 0.7)):
+        own = replace(DIGITS, seed=seed)
+        _make(tmp_path / f"{seed}", own, accuracy=accuracy, finished=seed > 0)
+    lines = table(group_runs([read_run(folder) for folder in find_runs([tmp_path])]))
+    assert "0.6000 ± 0.1414" in lines[-1] and "0.4000 ± 0.3606" in lines[-1]
+    assert lines[-1].endswith("mean ± deviation of 2 and 3")
+
+
 def test_mean_curve() -> None:
     x = np.array([0.0, 1.0, 2.0])
     mean = mean_curve([(x, x), (x[:2], x[:2] + 1)])
@@ -137,6 +150,43 @@ def test_another_run_another_picture(tmp_path: Path) -> None:
     assert pictures[0].shape != pictures[1].shape or (pictures[0] != pictures[1]).any()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["m$\\frac{$", "n$^$", os.fsdecode(b"bad\xff"), "猫 with 犬", "esc\x1b[31mred", "two\nlines"],
+    ids=ascii,
+)
+def test_names_of_folders_are_no_instructions(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (name, f"{name}2"):
+        _make(Path(folder), splits=("train",))
+    assert _plot(name, f"{name}2", "--out", f"{name}.svg") == 0
+    assert _plot(name, "--split", "test", "--out", "x.pdf") == 2
+    _make(Path(name) / "late", finished=False, splits=())
+    assert _plot(name, Path(name) / "late", "--out", "x.pdf") == 0
+    out, err = capfd.readouterr()
+    shown = "".join(c if c.isprintable() else "�" for c in name)
+    assert f"{shown}2" in out and "left out: " in err
+    assert "\x1b" not in out + err and "Warning" not in err
+
+
+@pytest.mark.parametrize("names", [("_a", "_b"), ("m$x$", "$")])
+def test_the_legend_has_every_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        _make(Path(name))
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        assert _plot(*names, "--out", "a.svg") == 0
+    texts = re.findall("<text [^>]*>([^<]*)</text>", Path("a.svg").read_text())
+    assert set(names) <= set(texts)
+
+
 def test_thirty_runs(tmp_path: Path) -> None:
     for i in range(30):
         _make(tmp_path / f"{i:02}", replace(DIGITS, lr=0.1 + i))
@@ -156,6 +206,10 @@ def test_the_default_split_is_one_that_all_have(
     assert capsys.readouterr().err == "not drawn: b has no evaluation of validation\n"
     assert _plot("b", "--split", "validation") == 2
     assert "none of these runs was evaluated on it" in capsys.readouterr().err
+    _make(Path("c"), splits=("validation",))
+    _make(Path("d"), splits=("test",))
+    assert _plot("c", "d") == 0
+    assert capsys.readouterr().out.endswith("validation curves: runs.png\n")
 
 
 def test_runs_under_way_are_drawn_as_far_as_they_are(
@@ -176,13 +230,22 @@ def test_a_run_that_goes_on_is_not_finished(tmp_path: Path) -> None:
     assert read_run(folder).summary is None
 
 
+HEAD = "step,epoch,split,loss,accuracy,learning_rate,seconds\n"
 DAMAGE = {
     "config cut": ("config.json", '{"settings"', "config.json is damaged"),
     "no settings": ("config.json", "{}", "holds no settings"),
     "config a list": ("config.json", "[]", "no names and values"),
     "not utf-8": ("config.json", None, "config.json is damaged"),
-    "no rows": ("metrics.csv", "step,epoch,split,loss,accuracy,learning_rate,seconds\n", "no eval"),
+    "no rows": ("metrics.csv", HEAD, "no eval"),
     "other columns": ("metrics.csv", "a,b\n1,2\n", "does not have the columns"),
+    "a seed that is none": ("config.json", '{"settings": {"seed": [1]}}', "its seed is [1]"),
+    "a step": ("metrics.csv", f"{HEAD}{'4' * 400},1,test,1,1,1,1\n", "is no number of steps"),
+    "another split": ("metrics.csv", f"{HEAD}4,1,foo,1,1,1,1\n", "no evaluation of train, valid"),
+    "long seconds": (
+        "summary.json",
+        f'{{"steps": 40, "test_accuracy": 1, "seconds": {"4" * 400}}}',
+        "its seconds is 444",
+    ),
     "summary": ("summary.json", '{"steps": "many"}', "its steps is 'many'"),
 }
 

@@ -28,6 +28,7 @@ def test_status_is_passed_on(status: int, capsys: pytest.CaptureFixture[str]) ->
     [
         (UserError("--lr 0 is\n  wrong"), 2, "error: --lr 0 is wrong"),
         (DataError("file is damaged"), 2, "error: file is damaged"),
+        (DataError("\x1b[31m\udcff is damaged"), 2, "error: �[31m� is damaged"),
         (DivergedError("the loss"), 2, "error: the loss"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
@@ -61,6 +62,24 @@ def test_one_line(
 def test_mistakes_of_the_program_are_not_hidden(error: Exception) -> None:
     with pytest.raises(type(error)):
         guarded(_raises(error))
+
+
+def test_closed_streams_take_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert guarded(lambda: print("猫") or 0) == 0
+    assert guarded(_raises(UserError("wrong"))) == 2
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_what_is_for_a_closed_stderr_is_not_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert guarded(_raises(UserError("wrong"))) == 2
+    assert capsys.readouterr().out == ""
+    sys.stderr.close()
 
 
 def test_closed_pipe_ends_quietly() -> None:

@@ -19,9 +19,9 @@ def test_training_values_stand_in_the_middle_of_their_interval() -> None:
 
 
 def test_points_that_are_not_finite_are_left_out() -> None:
-    rows = [_row(1, "test", float("nan")), _row(2, "test", 3.0), _row(3, "test", float("inf"))]
-    x, y = curve(rows, "test", "loss")
-    assert (x.tolist(), y.tolist()) == ([2], [3])
+    losses = [float("nan"), 3.0, float("inf"), 1e308, -1e308]
+    x, y = curve([_row(i, "test", loss) for i, loss in enumerate(losses)], "test", "loss")
+    assert (x.tolist(), y.tolist()) == ([1], [3])
 
 
 VALUES = {
@@ -29,6 +29,8 @@ VALUES = {
     "loss, falling little": ("loss", [2.3, 1.5]),
     "loss of zero": ("loss", [1.0, 0.0]),
     "a wide loss": ("loss", [1e-6, 1e9]),
+    "as wide as can be": ("loss", [-9e299, 9e299]),
+    "hardly apart": ("loss", [0.0, 5e-324]),
     "one value": ("loss", [0.7]),
     "all zero": ("loss", [0.0, 0.0]),
     "low accuracy": ("accuracy", [0.1, 0.4]),

@@ -9,12 +9,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
-from training.live import Style, draw
+from training.live import LivePlot, Style, draw
 from training.metrics import Row, read_metrics
 
 if os.name != "posix":
@@ -28,6 +30,7 @@ import termios
 ROOT = Path(__file__).parents[2]
 PLAIN, ASCII = Style(unicode=True, colour=False), Style(unicode=False, colour=False)
 COLOUR = Style(unicode=True, colour=True)
+DEADLINE = 180.0  # seconds that a child may take, on a machine with much else to do
 RUN = "--max-steps 60 --eval-every 20 --hidden-dims 8 --threads 1"
 
 
@@ -141,9 +144,13 @@ def _in_terminal(
 ) -> tuple[int, str]:
     """Run ``command`` in a terminal of its own; return its status and what it wrote.
 
-    ``answer(text so far, terminal)`` may type or change something.
+    ``answer(text so far, terminal)`` may type or change something. What is typed is not echoed,
+    and discards nothing that is yet to be read: where that happens depends on the moment.
     """
     master, slave = pty.openpty()
+    modes = termios.tcgetattr(slave)
+    modes[3] = modes[3] & ~termios.ECHO | termios.NOFLSH
+    termios.tcsetattr(slave, termios.TCSANOW, modes)
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
     process = subprocess.Popen(
         command,
@@ -159,22 +166,47 @@ def _in_terminal(
         },
     )  # fmt: skip
     os.close(slave)
-    written = b""
-    while True:
-        if not select.select([master], [], [], 60)[0]:
-            process.kill()
-            pytest.fail(f"nothing happens: {written!r}")
-        try:
-            part = os.read(master, 65536)
-        except OSError:  # Linux's way to say that the terminal has no other end any more
-            part = b""
-        if not part:
-            break
-        written += part
-        if answer is not None:
-            answer(written.decode(errors="replace"), master)
-    os.close(master)
-    return process.wait(timeout=60), written.decode()
+    written, deadline = b"", time.monotonic() + DEADLINE
+    try:
+        while select.select([master], [], [], max(0, deadline - time.monotonic()))[0]:
+            try:
+                part = os.read(master, 65536)
+            except OSError:  # Linux's way to say that the terminal has no other end any more
+                part = b""
+            if not part:
+                status = process.wait(timeout=max(0.1, deadline - time.monotonic()))
+                return status, written.decode()
+            written += part
+            if answer is not None:
+                answer(written.decode(errors="replace"), master)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+    pytest.fail(f"no end after {DEADLINE} s; {len(written)} bytes, the last: {written[-4000:]!r}")
+
+
+def _apart(
+    command: list[str], before: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run ``command``, by a shell that does ``before`` first, without a terminal."""
+    command = ["sh", "-c", f'{before} exec "$@"', "sh", *command]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, timeout=DEADLINE,
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **environment},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        pytest.fail(f"no end after {DEADLINE} s: {error.stdout!r} {error.stderr!r}")
+
+
+@pytest.mark.parametrize("code", ["while True: print('on and on')", "input()"])
+def test_a_child_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "DEADLINE", 0.5)
+    with pytest.raises(pytest.fail.Exception, match="no end after"):
+        _in_terminal([sys.executable, "-c", code])
 
 
 def _train(folder: Path, options: str = f"--live {RUN}", before: str = "") -> list[str]:
@@ -201,7 +233,7 @@ def test_a_run_is_drawn_in_place_and_not_disturbed(tmp_path: Path) -> None:
     assert screen.index("step 60/60") < screen.index("\nloss") < screen.index("\ntest accuracy")
     assert "%|" not in screen, "no progress bar is left"
     quiet = _train(tmp_path / "quiet", f"{RUN} --quiet")
-    subprocess.run(quiet, check=True, cwd=ROOT, capture_output=True)
+    assert _apart(quiet).returncode == 0
     model, same = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("live", "quiet"))
     assert model == same
     assert _metrics(tmp_path / "live") == _metrics(tmp_path / "quiet")
@@ -233,10 +265,12 @@ def test_ctrl_c_leaves_the_terminal_in_order(tmp_path: Path) -> None:
     options = "--live --max-steps 2000000 --eval-every 100 --hidden-dims 8 --threads 1"
     status, written = _in_terminal(_train(tmp_path / "run", options), answer=press)
     assert status == 128 + signal.SIGINT
-    screen = str(Screen(80, 24).feed(written))
-    assert screen.count("loss  ") == 1, screen
-    after = screen.partition("step 0")[0].rpartition("\n")[2]
-    assert "%|" not in screen and "^C" not in screen, after
+    bars = [found.end() for found in re.finditer(r"%\|[^\r\n]*(?=\r\x1b\[)", written)]
+    assert bars
+    for end in bars:  # where a terminal may have echoed it
+        screen = str(Screen(80, 24).feed(f"{written[:end]}^C{written[end:]}"))
+        assert screen.count("loss  ") == 1, screen
+        assert "%|" not in screen and "^C" not in screen, screen
     assert screen.index("\nloss") < screen.index("stopped after step")
     assert len(read_metrics(tmp_path / "run" / "metrics.csv")) >= 5
 
@@ -260,6 +294,7 @@ with tqdm(total=9, leave=False) as bar, LivePlot(bar, rows) as plot:
     print("half a ", end="")
     print("line", file=sys.stdout)
     warnings.warn("careful")
+    sys.stdout.writelines(["three ", "parts", chr(10)])
     print("ready", file=sys.stderr)
     while os.get_terminal_size().columns == 80:
         time.sleep(0.01)
@@ -278,7 +313,7 @@ print("end")
     status, written = _in_terminal([sys.executable, "-c", code], answer=resize)
     assert status == 0, written
     before = str(Screen(80, 24).feed(written[: sizes[0]]))
-    for line in ("half a line", "careful", "ready"):
+    for line in ("half a line", "careful", "three parts", "ready"):
         assert line in before and before.count("loss  ") <= 1
     after = str(Screen(50, 40).feed(written[written.index("\x1b[H\x1b[2J") :]))
     assert after.count("loss  ") == 1, after
@@ -293,12 +328,34 @@ def test_a_picture_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_terminal_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
+    failing = "def ask(*args): raise AttributeError('no ink')\ntraining.live._style = ask"
+    status, written = _in_terminal(_train(tmp_path / "run", before=failing))
+    assert status == 0, written
+    assert written.count("the live plot has ended: no ink") == 1
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("options", [f"--live {RUN}", RUN], ids=["live", "plain"])
+def test_closed_streams_do_not_disturb_a_run(tmp_path: Path, closed: str, options: str) -> None:
+    result = _apart(_train(tmp_path / "run", options), before=f"exec {closed};")
+    assert result.returncode == 0, result
+    assert result.stderr == ""
+    assert ("test accuracy" in result.stdout) == (closed == "2>&-")
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_without_streams_nothing_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    with LivePlot(tqdm(disable=True), ROWS) as plot:
+        plot.update()
+
+
 def test_where_nothing_can_be_drawn_in_place_the_last_picture_is_printed(tmp_path: Path) -> None:
-    result = subprocess.run(
-        _train(tmp_path / "run"), capture_output=True, text=True, check=True, cwd=ROOT,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
-    )  # fmt: skip
-    assert result.stderr == "" and "\x1b" not in result.stdout
+    result = _apart(_train(tmp_path / "run"))
+    assert result.returncode == 0 and result.stderr == "" and "\x1b" not in result.stdout
     assert result.stdout.count("loss  ⠤⠤⠤ trn ") == 1
 
 

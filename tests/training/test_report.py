@@ -187,8 +187,23 @@ def _result(**changes: Any) -> Result:
         {"rows": [Row(s, s / 9, "test", 1.0 / (s + 1), 1.0, 0.1, s) for s in range(20_000)]},
         {"config": {}},
         {"first_layer": np.zeros((4, 27))},
+        {"first_layer": np.full((4, 27), np.nan)},
+        {"first_layer": np.array([[np.inf] * 784, [1.0] * 784]), "shape": (1, 28, 28)},
+        {"rows": [Row(s, 0.0, "test", (-1) ** s * 1e308, 0.5, 0.1, 1.0) for s in range(3)]},
     ],
-    ids=["colour", "grey", "no mistake", "no rows", "one row", "many rows", "no config", "3×3"],
+    ids=[
+        "colour",
+        "grey",
+        "no mistake",
+        "no rows",
+        "one row",
+        "many rows",
+        "no config",
+        "3×3",
+        "NaN",
+        "infinite",
+        "1e308",
+    ],
 )
 def test_whatever_the_run_was_like(changes: dict[str, Any]) -> None:
     text = render(_result(**changes))
