@@ -93,12 +93,12 @@ class TrainSettings:
     max_steps: int | None = setting(None, "steps to train for, instead of --epochs", least=1)
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(
-        0.1, "learning rate (also --learning_rate; default: 0.1; adam, adamw: 0.001)", above=0
+        0.1, "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam)", above=0
     )
     momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
-        0.0, "weight decay: L2 penalty in sgd and adam, decoupled in adamw", least=0
+        0.0, "weight decay: an L2 penalty, but decoupled in adamw", least=0
     )
     schedule: str = setting(
         "constant", "course of the learning rate", choices=("constant", "step", "cosine")

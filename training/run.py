@@ -292,6 +292,7 @@ def _train(
     learner, total_steps = loop.learner, loop.total_steps
     if not settings.quiet:
         _announce(settings, dataset, learner, loop, folder)
+    begun = loop.progress.step
     with _memory_for(f"training, in batches of {settings.batch_size} images"):
         done = loop.run()
     if not done:
@@ -314,7 +315,8 @@ def _train(
         loop.team.agree_on("")  # to wait until process 0 has written: it is the one to fail
         return 0
     with _memory_for("the tables and pictures of the result"):
-        summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation)
+        measured = _measured(folder, begun) if begun == loop.progress.step else {}
+        summary = _finish(folder, settings, dataset, preprocessing, loop, evaluation, measured)
         if certainties is not None:
             _report(folder, command, settings, dataset, loop, summary, evaluation, certainties)
     loop.team.agree_on("")
@@ -343,8 +345,13 @@ def _finish(
     preprocessing: Preprocessing,
     loop: Loop,
     test: Evaluation,
+    measured: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write summary, weights and pictures of the best weights there are."""
+    """Write summary, weights and pictures of the best weights there are.
+
+    Args:
+        measured: what is known of speed and memory from before, where nothing was trained.
+    """
     progress = loop.progress
     confusions = count_confusions(test.predicted, dataset.test.labels, dataset.n_classes)
     scores = confusion_matrix_to_metrics(confusions)
@@ -370,6 +377,7 @@ def _finish(
             }
             for i, name in enumerate(dataset.class_names)
         },
+        **measured,
     }
     write_atomically(folder / "summary.json", _json(summary))
     save_arrays(
@@ -377,6 +385,16 @@ def _finish(
     )
     _draw(folder, settings, dataset, loop, confusions, test.predicted)
     return summary
+
+
+def _measured(folder: Path, step: int) -> dict[str, Any]:
+    """Return what was measured when the run in ``folder`` came to ``step``, its end."""
+    try:
+        summary = json.loads((folder / "summary.json").read_bytes())
+        names = ("seconds", "images_per_second", "peak_memory_bytes")
+        return {name: summary[name] for name in names} if summary["steps"] == step else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _draw(

@@ -462,3 +462,17 @@ def test_divergence_before_the_first_checkpoint_leaves_nothing(
     err = capsys.readouterr().err
     assert "lower --weight-std" in err and "no checkpoint yet" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_measured_stays_when_a_finished_run_is_taken_up(tmp_path: Path) -> None:
+    from scripts.train_mlp_numpy import main
+
+    folder = tmp_path / "run"
+    assert main(["--max-steps", "30", "--quiet", "--out", str(folder)]) == 0
+    before = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**before, "seconds": 12345.0}))
+    assert main(["--resume", str(folder), "--report"]) == 0
+    after = json.loads((folder / "summary.json").read_text())
+    assert after == {**before, "seconds": 12345.0}
+    assert main(["--resume", str(folder), "--max-steps", "40"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["seconds"] < 12345
