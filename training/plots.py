@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from training.curves import ACCURACY_TICKS, curve, least_error, wants_logarithm
@@ -70,11 +71,15 @@ def set_scale(axes: Any, quantity: str, values: NDArray[Any]) -> None:
         axes.set_ylabel("cross-entropy loss (nats)")
         if wants_logarithm(values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda loss, _: f"{loss:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         return
     axes.set_ylabel("accuracy")
     least = least_error(values)
     if least is None:
         return
+    axes.set_ylabel("accuracy (errors on a logarithmic scale)")
     axes.set_yscale(
         "function",
         functions=(
