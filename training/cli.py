@@ -22,9 +22,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""
         if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            known = [*self._option_string_actions, *self.other_names]
-            close = difflib.get_close_matches(match[1], known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; --help lists them all"
+            # Without the hyphens, which would make short names alike.
+            known = [name.lstrip("-") for name in (*self._option_string_actions, *self.other_names)]
+            close = difflib.get_close_matches(match[1].lstrip("-"), known, n=1)
+            hint = f"; did you mean --{close[0]}?" if close else "; --help lists them all"
             message = f"unknown option {match[1]}{hint}"
         message = message.replace("unrecognized arguments:", "unexpected argument:")
         raise UserError(message.removeprefix("argument "))

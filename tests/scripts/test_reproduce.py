@@ -206,7 +206,7 @@ def test_a_shortened_run_has_its_own_place(tmp_path: Path, monkeypatch: pytest.M
         (["--only", "zzz"], "expected one of: numpy-mlp"),
         (["--seeds", "1.5"], "--seeds 1.5"),
         (["--seeds", "2000000000"], "from 0 to 1000000000"),
-        (["--bogus"], "unknown option --bogus"),
+        (["--bogus"], "unknown option --bogus; --help"),
         (["--onyl", "convnet"], "did you mean --only?"),
         (["--data-dir", "nowhere"], "nowhere is not a folder"),
     ],
