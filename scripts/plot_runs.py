@@ -6,9 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from training.cli import guarded, printable
+from training.cli import Parser, guarded, printable
 from training.curves import SPLITS
 from training.errors import DataError, UserError
 
@@ -16,13 +15,8 @@ _OVER = {"steps": "step", "epochs": "epoch", "seconds": "seconds"}
 _FORMATS = (".png", ".svg", ".pdf")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="plot-runs", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="plot-runs", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or one with runs below"
     )

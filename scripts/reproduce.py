@@ -5,22 +5,25 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from scripts.reproducing.experiments import SECTIONS, Experiment
 from scripts.reproducing.page import duration, write_page
 from scripts.reproducing.runs import Commands, Result, Run
-from training.cli import guarded
-from training.errors import UserError
+from training.cli import Parser, guarded
+from training.errors import DataError, UserError
 from training.files import write_atomically
 from training.lock import locked
 
+_LARGEST_SEED = 10**9  # as of the training commands
+
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="reproduce",
         description=__doc__,
         epilog="Runs that are finished are not run again, an interrupted one goes on.",
@@ -51,8 +54,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     for seed in arguments.seeds or ():
-        if not seed.isdecimal() or int(seed) > 10**9:
-            raise UserError(f"--seeds {seed} is out of range; expected whole numbers, 0 or more")
+        if not seed.isdecimal() or int(seed) > _LARGEST_SEED:
+            raise UserError(f"--seeds {seed}: expected whole numbers from 0 to {_LARGEST_SEED}")
     default = Path("runs/reproduce-quick" if arguments.quick else "runs/reproduce")
     arguments.runs = arguments.runs or default
     arguments.out = arguments.out or arguments.runs
@@ -96,14 +99,23 @@ class _Reproduction:
         folder, quick = self._arguments.runs, self._arguments.quick
         return [Run(experiment, seed, folder, quick) for seed in self.seeds(experiment)]
 
+    def _finished(self, experiment: Experiment) -> dict[int, Result]:
+        """Return the finished runs of an experiment by their seeds, asked for or not."""
+        folders = (self._arguments.runs / experiment.name).glob("seed-*")
+        texts = [folder.name.removeprefix("seed-") for folder in folders]
+        found = {}
+        for seed in sorted(int(text) for text in texts if re.fullmatch("0|[1-9][0-9]*", text)):
+            run = Run(experiment, seed, self._arguments.runs, self._arguments.quick)
+            with suppress(UserError):  # whoever asks for this run is told
+                if (result := run.result()) is not None:
+                    found[seed] = result
+        return found
+
     def write(self, changed: Sequence[Experiment] | None = None) -> Path:
         """Write the page, and the pictures of the rows that changed."""
         from scripts.reproducing import pictures  # Matplotlib takes a second to import
 
-        results: dict[str, dict[int, Result]] = {}
-        for experiment in self._every:
-            found = {run.seed: run.result() for run in self.runs(experiment)}
-            results[experiment.name] = {s: r for s, r in found.items() if r is not None}
+        results = {experiment.name: self._finished(experiment) for experiment in self._every}
         name = "results-quick" if self._arguments.quick else "results"
         folder = self._arguments.out / name
         for experiment in self._every if changed is None else changed:
@@ -113,7 +125,13 @@ class _Reproduction:
                     path, experiment, results[experiment.name], self._arguments.quick
                 )
         pictures.draw_overview(folder / "overview.png", self._every, results)
-        page = write_page(SECTIONS, results, self.seeds, name, self._arguments.quick)
+        page = write_page(
+            SECTIONS,
+            results,
+            lambda e: sorted({*self.seeds(e), *results[e.name]}),
+            name,
+            self._arguments.quick,
+        )
         path = Path(self._arguments.out) / f"{name}.md"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, page.encode())
@@ -123,51 +141,49 @@ class _Reproduction:
 def _reproduce(arguments: argparse.Namespace) -> int:
     reproduction, commands = _Reproduction(arguments), Commands()
     runs = [run for e in _chosen(arguments.only) for run in reproduction.runs(e)]
-    for experiment in (e for section in SECTIONS for e in section.experiments):
-        for run in reproduction.runs(experiment):  # all of them are on the page
+    for run in runs:
+        with suppress(DataError):  # told when its turn comes
             run.check()
-    torch = importlib.util.find_spec("torch") is not None
     failed: list[str] = []
     with commands.signals_caught():
         page = reproduction.write()
         for number, run in enumerate(runs, 1):
             name = f"{run.experiment.name}, seed {run.seed}"
             place = f"[{number}/{len(runs)}] {name}"
-            if (result := run.result()) is not None:
-                print(f"{place}: finished before, test accuracy {result.test:.4f}")
-                continue
-            if run.experiment.needs_torch and not torch:
+            try:
+                if (result := run.result()) is not None:
+                    print(f"{place}: finished before, test accuracy {result.test:.4f}")
+                    continue
+                print(f"{place}: begins", flush=True)
+                status = _execute(run, arguments.data_dir, commands)
+                if commands.stop_signal is not None and status:
+                    print("stopped; the same command goes on from here", file=sys.stderr)
+                    return 128 + commands.stop_signal
+                if (result := run.result()) is None:
+                    raise UserError(
+                        f"exit status {status}: {run.last_line()} (all it said: {run.log})"
+                    )
+            except UserError as error:
                 failed.append(name)
-                print(
-                    f"{place}: needs PyTorch; install it with: {sys.executable} -m pip install "
-                    "'handgrad[torch]'",
-                    file=sys.stderr,
-                )
-                continue
-            print(f"{place}: begins", flush=True)
-            status = run.execute(arguments.data_dir, commands)
-            if commands.stop_signal is not None and status:
-                print("stopped; the same command goes on from here", file=sys.stderr)
-                return 128 + commands.stop_signal
-            result = run.result()
-            if result is None:
-                failed.append(name)
-                print(
-                    f"{place}: exit status {status}: {run.last_line()} (all it said: {run.log})",
-                    file=sys.stderr,
-                )
+                print(f"{place}: {error}", file=sys.stderr)
                 continue
             reproduction.write([run.experiment])
-            print(
-                f"{place}: test accuracy {result.test:.4f}, {duration(result.cost.wall_seconds)}",
-                flush=True,
-            )
+            took = f", {duration(result.cost.wall_seconds)}" if result.cost else ""
+            print(f"{place}: test accuracy {result.test:.4f}{took}", flush=True)
             if commands.stop_signal is not None:
                 return 128 + commands.stop_signal
     print(f"written: {page}")
     if failed:
         print(f"not finished: {'; '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _execute(run: Run, data_dir: Path | None, commands: Commands) -> int:
+    if run.experiment.needs_torch and importlib.util.find_spec("torch") is None:
+        raise UserError(
+            f"needs PyTorch; install it with: {sys.executable} -m pip install 'handgrad[torch]'"
+        )
+    return run.execute(data_dir, commands)
 
 
 def _main(argv: Sequence[str] | None) -> int:

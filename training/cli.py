@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 from training.errors import DivergedError, StorageError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose complaints are one line, from :func:`guarded`."""
+
+    other_names: Iterable[str] = ()  # of options, beside those it knows
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            # Without the hyphens, which would make short names alike.
+            known = [name.lstrip("-") for name in (*self._option_string_actions, *self.other_names)]
+            close = difflib.get_close_matches(match[1].lstrip("-"), known, n=1)
+            hint = f"; did you mean --{close[0]}?" if close else "; --help lists them all"
+            message = f"unknown option {match[1]}{hint}"
+        message = message.replace("unrecognized arguments:", "unexpected argument:")
+        raise UserError(message.removeprefix("argument "))
 
 
 def guarded(main: Callable[[], int]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +26,7 @@ from training.config import (
 )
 from training.curves import QUANTITIES, SPLITS, Values, curve
 from training.errors import DataError, UserError
-from training.files import write_atomically
+from training.files import read_json, write_atomically
 from training.metrics import Row, read_metrics
 from training.plots import set_scale
 
@@ -112,7 +111,7 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         DataError: a file is missing or damaged, or there is no evaluation yet.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     settings, commands = config.get("settings"), config.get("commands")
     if not isinstance(settings, dict):
         raise DataError(f"{folder / 'config.json'} is damaged: it holds no settings")
@@ -130,7 +129,7 @@ def read_run(folder: Path) -> RunRecord:
         raise DataError(f"{folder} has no evaluation of {', '.join(SPLITS)} yet")
     summary = None
     if (folder / "summary.json").exists():
-        summary = _read_json(folder / "summary.json")
+        summary = read_json(folder / "summary.json")
         for name in ("steps", "test_accuracy", "seconds"):
             value: Any = summary.get(name)
             if type(value) not in (int, float) or not -(2**63) < value < 2**63:
@@ -139,18 +138,6 @@ def read_run(folder: Path) -> RunRecord:
         if summary["steps"] < max(row.step for row in rows):  # it goes on since
             summary = None
     return RunRecord(folder, words[0] if words else "", settings, rows, summary)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path} is damaged: it holds no names and values")
-    return content
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:

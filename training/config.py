@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import difflib
 import math
-import re
 import shlex
 import sys
 import types
@@ -18,8 +17,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from training.cli import Parser
 from training.data import cifar10, mnist
 from training.data.augment import AUGMENTATIONS
 from training.data.dataset import DATASETS
@@ -262,15 +262,8 @@ class Command(typing.Generic[SettingsT]):
     invocation: str
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
-            known = [*self._option_string_actions, *_ALIASES]
-            close = difflib.get_close_matches(match[1], known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "; --help lists them all"
-            message = f"unknown option {match[1]}{hint}"
-        message = message.replace("unrecognized arguments:", "unexpected argument:")
-        raise UserError(message.removeprefix("argument "))
+class _Parser(Parser):
+    other_names = _ALIASES
 
 
 def parse_command_line(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from training.errors import DataError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -24,6 +28,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        DataError: it cannot be read, or is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is damaged: it holds no names and values")
+    return content
 
 
 def temporary_path(path: Path) -> Path:

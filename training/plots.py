@@ -23,7 +23,7 @@ from training.metrics import Row
 
 _SHOWN_UNITS = 100
 # Okabe and Ito's palette: distinguishable without full colour vision.
-_COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 
 
 def plot_curve(
@@ -37,7 +37,7 @@ def plot_curve(
     """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for split, colour in _COLOURS.items():
+    for split, colour in COLOURS.items():
         steps, values = curve(rows, split, quantity)
         if not len(values):
             continue

@@ -179,7 +179,7 @@ def _run(command: Command[SettingsT], settings: SettingsT, backend: Backend[Sett
                 return _train(command, settings, dataset, preprocessing, loop, test_loader, folder)
         except BaseException:
             if is_new and not team.rank and not os.path.lexists(loop.checkpoint_path):
-                _remove_stillborn(folder)
+                remove_stillborn(folder)
             raise
 
 
@@ -252,7 +252,7 @@ def _restarted(command: Command[SettingsT], team: Team) -> Command[SettingsT]:
     if found == "checkpoint":  # config.json holds all that this command asked for
         return dataclasses.replace(command, resume=folder, overrides={})
     if found == "beginning" and not team.rank:
-        _remove_stillborn(folder)
+        remove_stillborn(folder)
     return command
 
 
@@ -543,12 +543,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _remove_stillborn(folder: Path) -> None:
+def stillborn_files(folder: Path) -> list[Path]:
+    """Return the files that a run may write before its first checkpoint."""
+    written = [folder / "config.json", folder / "metrics.csv"]
+    return [*written, *(temporary_path(path) for path in (*written, folder / _CHECKPOINT))]
+
+
+def remove_stillborn(folder: Path) -> None:
     """Remove what a run wrote that ended before its first checkpoint, and nothing else."""
     with contextlib.suppress(OSError):
-        written = [folder / "config.json", folder / "metrics.csv"]
-        half_written = [temporary_path(path) for path in (*written, folder / _CHECKPOINT)]
-        for path in (*written, *half_written):
+        for path in stillborn_files(folder):
             path.unlink(missing_ok=True)
         folder.rmdir()
 

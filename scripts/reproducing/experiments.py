@@ -130,7 +130,7 @@ _UVA = Section(
         Experiment("torch-mlp-best", _REPORT, "0.52", 0.52, 1, _MLP, _SEEDS, figure=True),
         Experiment(
             "convnet", "train-convnet --preset uva-2018",
-            "about 0.75", 0.75, 15, _CONVNET, (0, 1), figure=True,
+            "about 0.75", 0.75, 15, _CONVNET, figure=True,
         ),
         Experiment(
             "convnet-batchnorm", "train-convnet --preset uva-2018 --norm manual",

@@ -7,6 +7,7 @@ from typing import Any
 
 from scripts.reproducing.experiments import Experiment, Section
 from scripts.reproducing.runs import Result
+from training.config import TorchSettings
 
 Results = Mapping[str, Mapping[int, Result]]  # experiment -> seed -> what it gave
 
@@ -31,7 +32,7 @@ def write_page(
     Args:
         sections: what to show, whether it was run or not.
         results: of the finished runs.
-        seeds: of an experiment, those that were asked for.
+        seeds: of an experiment, those that were asked for or are there.
         pictures: folder of the pictures, relative to the page.
         quick: the trainings were shortened.
     """
@@ -114,12 +115,13 @@ def _times(done: Sequence[Result]) -> list[str]:
     def mean(values: Sequence[float]) -> str:
         return duration(sum(values) / len(values))
 
+    costs = [run.cost for run in done if run.cost is not None]
     # A command that was killed together with its parent took time that nobody measured.
-    least = "≥ " if any(run.cost.ended < run.cost.begun for run in done) else ""
-    cpu = [run.cost.cpu_seconds for run in done if run.cost.cpu_seconds is not None]
+    least = "≥ " if any(cost.ended < cost.begun for cost in costs) else ""
+    cpu = [cost.cpu_seconds for cost in costs if cost.cpu_seconds is not None]
     return [
         mean([run.summary["seconds"] for run in done]),
-        least + mean([run.cost.wall_seconds for run in done]),
+        least + mean([cost.wall_seconds for cost in costs]) if len(costs) == len(done) else "–",
         least + mean(cpu) if len(cpu) == len(done) else "–",
     ]
 
@@ -147,17 +149,16 @@ def _ran_on(finished: Sequence[Result]) -> str:
         + (f" with {distinct(blas)}" if blas else ""),
     ]
     if torch := distinct([version.get("torch") for version in versions]):
-        precisions = sorted(
-            {c["settings"]["precision"] for c in configs if "precision" in c["settings"]}
-        )
+        settings = [r.settings for r in finished if isinstance(r.settings, TorchSettings)]
+        precisions = sorted({s.precision for s in settings})
         facts.append(f"PyTorch {torch}, in {' or '.join(precisions)} as the command measured")
-    dates = sorted({result.cost.date for result in finished})
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f" on {when}: {'; '.join(facts)}."
+    dates = sorted({result.cost.date for result in finished if result.cost})
+    when = f" on {' to '.join(dict.fromkeys((dates[0], dates[-1])))}" if dates else ""
+    return f"{when}: {'; '.join(facts)}."
 
 
 def _about_data(finished: Sequence[Result]) -> list[str]:
-    kinds = {result.cost.official_data for result in finished} - {None}
+    kinds = {result.cost.official_data for result in finished if result.cost} - {None}
     if not kinds:
         return []
     if kinds == {True}:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from scripts.reproducing.experiments import Experiment
 from scripts.reproducing.runs import Result
+from training.compare import mean_curve
+from training.curves import curve
 from training.files import write_atomically
-
-# Okabe and Ito's palette, as in the pictures of a run.
-_COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
+from training.plots import COLOURS
 
 
 def draw_curves(
@@ -29,15 +28,18 @@ def draw_curves(
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, colour in _COLOURS.items():
-            curves = [curve for r in results.values() if (curve := _curve(r, split, quantity))]
-            for steps, values in curves if len(curves) > 1 else ():
-                axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.6)
-            if curves:
-                # Runs of a row are evaluated at the same steps.
-                mean = np.mean([values for _, values in curves], axis=0)
-                mark = "o" if len(mean) < 3 else None
-                axes.plot(curves[0][0], mean, color=colour, linewidth=2, marker=mark, label=split)
+        for split, colour in COLOURS.items():
+            curves = [curve(result.rows, split, quantity) for result in results.values()]
+            curves = [points for points in curves if len(points[0])]
+            lines = [
+                axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.6)[0]
+                for steps, values in curves
+            ]
+            if curves and (mean := mean_curve(curves)):
+                mark = "o" if len(mean[0]) < 3 else None
+                lines = axes.plot(*mean, color=colour, linewidth=2, marker=mark)
+            if lines:
+                lines[0].set_label(split)
         axes.set_xlabel("step")
         axes.set_ylabel("cross-entropy loss (nats)" if quantity == "loss" else "accuracy")
         if quantity == "accuracy" and experiment.reported is not None:
@@ -45,24 +47,13 @@ def draw_curves(
                 experiment.reported, color="black", linestyle=":", linewidth=1.2, label="reported"
             )
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        if axes.has_data():
+            axes.legend(fontsize=9)
     seeds = ", ".join(map(str, sorted(results)))
     how = f"seeds {seeds} and their mean" if len(results) > 1 else f"seed {seeds}"
     shortened = ", shortened" if quick else ""
     figure.suptitle(f"{experiment.command}: {how}{shortened}", fontsize=10)
     _save(figure, path)
-
-
-def _curve(
-    result: Result, split: str, quantity: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    points = [(row.step, getattr(row, quantity)) for row in result.rows if row.split == split]
-    if not points:
-        return None
-    steps, values = (np.array(column, dtype=np.float64) for column in zip(*points, strict=True))
-    if split == "train":
-        steps = (steps + np.concatenate(([0], steps[:-1]))) / 2
-    return steps, values
 
 
 def draw_overview(
@@ -76,7 +67,7 @@ def draw_overview(
             value = result.validation if experiment.measure == "validation" else result.test
             if value is not None:
                 values.append(value)
-            dataset = str(result.summary["dataset"])
+            dataset = result.settings.dataset
         if values:
             panels.setdefault(dataset, []).append((experiment, values))
     if not panels:
@@ -99,9 +90,9 @@ def draw_overview(
 
 def _draw_panel(axes: Any, dataset: str, rows: list[tuple[Experiment, list[float]]]) -> None:
     for y, (_, values) in enumerate(rows):
-        axes.plot([min(values), max(values)], [y, y], color=_COLOURS["train"], linewidth=3)
+        axes.plot([min(values), max(values)], [y, y], color=COLOURS["train"], linewidth=3)
         label = "ours: mean, lowest to highest" if y == 0 else None
-        axes.plot(np.mean(values), y, "o", color=_COLOURS["train"], markersize=7, label=label)
+        axes.plot(np.mean(values), y, "o", color=COLOURS["train"], markersize=7, label=label)
     reported = [
         (experiment.reported, y)
         for y, (experiment, _) in enumerate(rows)

@@ -10,20 +10,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, get_type_hints
 
 import scripts
 from scripts.reproducing.experiments import Experiment
+from training.config import LOOKING, TrainSettings, settings_from_dict
 from training.data import cifar10
 from training.data.download import default_data_dir, find_file
-from training.errors import UserError
-from training.files import write_atomically
-from training.metrics import Row, read_metrics
+from training.errors import DataError, UserError
+from training.files import read_json, write_atomically
+from training.lock import locked
+from training.metrics import Row
+from training.run import remove_stillborn, stillborn_files
 
 # MD5 of the official files, as torchvision's CIFAR10 has them too.
 _OFFICIAL = {
@@ -36,7 +39,7 @@ _OFFICIAL = {
 }
 _OFFICIAL_ARCHIVE = "c58f30108f718f92721af3b95e74349a"
 # What may differ between a run and its row: where things are and how they are shown.
-_FREE = {"data_dir", "out", "threads", "quiet", "target_accuracy"}
+_FREE = LOOKING | {"data_dir", "threads"}
 
 
 @dataclass
@@ -64,12 +67,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its curves, its ``summary.json`` and ``config.json``, and its cost."""
+    """A finished run: its curves, its ``summary.json`` and ``config.json``, and its cost.
 
-    rows: list[Row]
-    summary: dict[str, Any]
-    config: dict[str, Any]
-    cost: Cost
+    ``settings`` are those of ``config``; ``cost`` is None where it was not recorded.
+    """
+
+    rows: Sequence[Row]
+    summary: Mapping[str, Any]
+    config: Mapping[str, Any]
+    settings: TrainSettings
+    cost: Cost | None
 
     @property
     def test(self) -> float:
@@ -112,60 +119,122 @@ class Run:
 
         Raises:
             UserError: it holds something else than this run.
+            DataError: ``config.json`` is damaged.
         """
-        config = _read_json(self.folder / "config.json")
-        if config is None:
-            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        path = self.folder / "config.json"
+        if not path.exists():
+            if self._foreign_files():
                 raise UserError(
                     f"{self.folder} is not a run folder; move it away, or choose another place "
                     f"with --runs"
                 )
             return
-        found = config.get("settings", {})
-        for name, value in asdict(self.experiment.settings(self.seed, self.quick)).items():
-            expected = list(value) if isinstance(value, tuple) else value
+        row = self.experiment.settings(self.seed, self.quick)
+        found = self._settings()
+        for name, expected in asdict(row).items():
+            value = getattr(found, name)
             # What the row leaves to be decided on the spot was decided in the run.
-            if name not in _FREE and expected != "auto" and found.get(name) != expected:
+            if name not in _FREE and expected not in ("auto", value):
                 raise UserError(
-                    f"the run in {self.folder} has {name} {found.get(name)}, the row "
+                    f"the run in {self.folder} has {name} {value}, the row "
                     f"{self.experiment.name} {expected}; move it away, or choose another place "
                     f"with --runs"
                 )
 
-    def cost(self) -> Cost:
-        """Return what the run has cost so far."""
+    def _settings(self) -> TrainSettings:
+        path = self.folder / "config.json"
+        kind = type(self.experiment.settings(self.seed, self.quick))
         try:
-            return Cost(**(_read_json(self._cost_path) or {}))
-        except TypeError:  # of another version
-            return Cost()
+            return settings_from_dict(kind, read_json(path).get("settings"), str(path))
+        except DataError:
+            raise
+        except UserError as error:
+            raise DataError(str(error)) from None
+
+    def _foreign_files(self) -> list[Path]:
+        """Return what is in the folder beside what a run writes before its first checkpoint."""
+        if self.folder.exists() and not self.folder.is_dir():
+            return [self.folder]
+        files = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(set(files) - set(stillborn_files(self.folder)))
+
+    def cost(self) -> Cost | None:
+        """Return what the run has cost so far, None where there is no record of it.
+
+        Raises:
+            DataError: the record is damaged.
+        """
+        if not self._cost_path.exists():
+            return None
+        record, kinds = read_json(self._cost_path), get_type_hints(Cost)
+        for name, value in record.items():
+            if name not in kinds or not isinstance(value, kinds[name]):
+                raise DataError(
+                    f"{self._cost_path} is damaged: its {name} is {value!r}; without the file, "
+                    "what the run has cost is unknown"
+                )
+        return Cost(**record)
 
     def result(self) -> Result | None:
-        """Return what a finished run gave, None of any other."""
-        cost, summary = self.cost(), _read_json(self.folder / "summary.json")
-        config = _read_json(self.folder / "config.json")
-        if not cost.finished or summary is None or config is None:
+        """Return what a finished run gave, None of any other.
+
+        Raises:
+            UserError: the folder holds something else than this run.
+            DataError: the run is damaged.
+        """
+        from training.compare import read_run  # Matplotlib takes a second to import
+
+        self.check()
+        cost = self.cost()
+        if not (self.folder / "summary.json").exists() or (cost and not cost.finished):
             return None
-        return Result(read_metrics(self.folder / "metrics.csv"), summary, config, cost)
+        run = read_run(self.folder)
+        if run.summary is None:
+            return None
+        path = self.folder / "config.json"
+        config = read_json(path)
+        versions, blas = config.get("versions", {}), config.get("blas", [])
+        if not isinstance(versions, dict) or not (
+            isinstance(blas, list) and all(isinstance(pool, dict) for pool in blas)
+        ):
+            raise DataError(f"{path} is damaged: its versions are no names and values")
+        return Result(run.rows, run.summary, config, self._settings(), cost)
 
     def execute(self, data_dir: Path | None, commands: Commands) -> int:
-        """Train, from the last checkpoint if there is one, and return the command's status."""
-        if (self.folder / "checkpoint.safetensors").is_file():
+        """Train, from the last checkpoint if there is one, and return the command's status.
+
+        Raises:
+            UserError: the run cannot be begun or taken up again.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder))
+            except UserError:
+                raise UserError(
+                    f"another process is still training in {self.folder}; wait until it ends, then "
+                    "give the same command again"
+                ) from None
+            resumed = (self.folder / "checkpoint.safetensors").is_file()
+            if not resumed:
+                if self._foreign_files():
+                    raise UserError(
+                        f"{self.folder} holds an unfinished run without a checkpoint to go on from;"
+                        " move it away"
+                    )
+                remove_stillborn(self.folder)
+        if resumed:
             arguments = ["--resume", str(self.folder)]
         else:
-            if self.folder.is_dir():  # killed before its first checkpoint
-                shutil.rmtree(self.folder)
             arguments = self.experiment.arguments(self.seed, self.quick)
             arguments += ["--out", str(self.folder)]
         if data_dir is not None:
             arguments += ["--data-dir", str(data_dir)]
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        cost = self.cost()
+        cost = self.cost() or Cost(begun=int(resumed))
         cost.begun += 1
         self._write(cost)
         start, cpu = time.perf_counter(), _cpu_seconds_of_children()
-        status = commands.run(
-            [sys.executable, "-P", "-m", self.experiment.module, *arguments], self.log
-        )
+        status = commands.run(self.experiment.module, arguments, self.log)
         cost.wall_seconds += time.perf_counter() - start
         cpu_end = _cpu_seconds_of_children()
         if cpu is None or cpu_end is None or cost.cpu_seconds is None:
@@ -216,33 +285,45 @@ class Commands:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def run(self, command: list[str], log: Path) -> int:
-        """Run ``command``, all that it prints going to ``log``, and return its status."""
+    def run(self, module: str, arguments: Sequence[str], log: Path) -> int:
+        """Run a module, all that it prints going to ``log``, and return its status."""
         root = str(Path(scripts.__file__).resolve().parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         log.unlink(missing_ok=True)  # a command that outlived its parent may still write to it
+        command = [sys.executable, "-P", "-m", "scripts.reproducing.child", module, *arguments]
         with log.open("wb") as output:
             # A session of its own: Ctrl-C reaches it once, through us.
             self._process = subprocess.Popen(
-                command, stdout=output, stderr=output, env=environment, start_new_session=True
+                command,
+                stdin=subprocess.PIPE,  # closed, even by a kill of ours, it stops the child
+                stdout=output,
+                stderr=output,
+                env=environment,
+                start_new_session=True,
             )
-            if self.stop_signal is not None:  # came while it was started
-                self._process.send_signal(signal.SIGTERM)
-            shows = sys.stderr.isatty()
-            while True:
-                try:
-                    status = self._process.wait(timeout=1 if shows else None)
-                    break
-                except subprocess.TimeoutExpired:
-                    last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
-                    width = shutil.get_terminal_size().columns - 1
-                    print(f"\r{last[:width]:<{width}}", end="", file=sys.stderr, flush=True)
-            if shows:
-                print(
-                    f"\r{'':<{shutil.get_terminal_size().columns - 1}}\r", end="", file=sys.stderr
-                )
-        self._process = None
+        with self._process as process:  # however this is left, its input is closed
+            try:
+                if self.stop_signal is not None:  # came while it was started
+                    process.send_signal(signal.SIGTERM)
+                return self._wait(process, log)
+            finally:
+                self._process = None
+
+    def _wait(self, process: subprocess.Popen[bytes], log: Path) -> int:
+        """Return the status of ``process``, showing meanwhile what it printed last."""
+        # There is no sys.stderr where standard error is closed.
+        if sys.stderr is None or not sys.stderr.isatty():
+            return process.wait()
+        while True:
+            try:
+                status = process.wait(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r{last[:width]:<{width}}", end="", file=sys.stderr, flush=True)
+        print(f"\r{'':<{shutil.get_terminal_size().columns - 1}}\r", end="", file=sys.stderr)
         return status
 
 
@@ -262,23 +343,6 @@ def _md5(path: Path) -> str | None:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError:
         return None
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, None where there is no such file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}; move it and its run away") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: it holds no settings; move it and its run away")
-    return content
 
 
 def _cpu_seconds_of_children() -> float | None:

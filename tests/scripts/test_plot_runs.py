@@ -277,7 +277,7 @@ def test_damaged_runs_are_left_out(
         ("run --out folder.png", "folder.png is a folder"),
         ("run --split tst", "--split: invalid choice: 'tst'"),
         ("run --over time", "--over: invalid choice"),
-        ("run --colour red", "unrecognized arguments: --colour"),
+        ("run --colour red", "unknown option --colour; --help"),
     ],
 )
 def test_mistakes_end_in_one_line(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -21,13 +24,15 @@ from scripts.reproducing.experiments import SECTIONS, Experiment, Section
 from scripts.reproducing.page import duration, mean_and_spread
 from scripts.reproducing.runs import Commands, Run
 from training.checkpoint import Checkpoint
+from training.errors import UserError
+from training.lock import locked
 
 REAL = [experiment for section in SECTIONS for experiment in section.experiments]
 SHORT = Experiment(
     "short", "train-mlp-numpy --epochs 2", "0.9 or so", 0.9, 1, "--epochs 1", (0, 1), figure=True
 )
 LONG = Experiment(
-    "long", "train-mlp-numpy --max-steps 4000 --eval-every 50 --hidden-dims 16",
+    "long", "train-mlp-numpy --max-steps 1000000000 --eval-every 50 --hidden-dims 16",
     "0.5", 0.5, 2, "--max-steps 5", measure="validation",
 )  # fmt: skip
 TORCH = Experiment("torch", "train-mlp-pytorch --max-steps 5", "a figure", None, 3, "")
@@ -83,6 +88,14 @@ def test_page_pictures_and_nothing_twice(
     assert (tmp_path / "page/results.md").read_text() == page
 
 
+def _change(path: Path, **changes: Any) -> None:
+    """Change values in a JSON file, and in the dictionaries in it."""
+    content = json.loads(path.read_text())
+    for name, value in changes.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+
+
 def _has_begun(checkpoint: Path) -> bool:
     return checkpoint.exists() and Checkpoint.load(checkpoint).progress["step"] > 0
 
@@ -107,13 +120,20 @@ def test_an_interrupted_run_goes_on(
         assert reproduce.main(argv) == 130
     assert "goes on from here" in capsys.readouterr().err
     before = run.cost()
+    assert before is not None
     assert (before.begun, before.ended, before.finished) == (1, 1, False)
     assert run.result() is None and "| not run |" in (tmp_path / "results.md").read_text()
 
+    # It never ends by itself: from here on, its end is near.
+    steps = Checkpoint.load(run.folder / "checkpoint.safetensors").progress["step"] + 20
+    shorter = replace(LONG, command=LONG.command.replace("1000000000", str(steps)))
+    _change(run.folder / "config.json", settings={"max_steps": steps})
+    _use(monkeypatch, shorter)
+    run = Run(shorter, 0, tmp_path, False)
     assert reproduce.main(argv) == 0
     assert "going on from step" in run.log.read_text()
     result = run.result()
-    assert result is not None and result.summary["steps"] == 4000
+    assert result is not None and result.cost is not None and result.summary["steps"] == steps
     assert result.cost.begun == 2 and result.cost.wall_seconds > before.wall_seconds
     assert "≥" not in (tmp_path / "results.md").read_text()
 
@@ -132,7 +152,8 @@ def test_what_was_killed_before_its_first_checkpoint_begins_anew(
     cost = runs.Cost(begun=1, date="2000-01-01")  # killed with us: nobody knows how long it took
     run._write(cost)
     assert reproduce.main(argv) == 0
-    assert run.cost().begun == 2 and "≥" in (tmp_path / "results.md").read_text()
+    after = run.cost()
+    assert after is not None and after.begun == 2 and "≥" in (tmp_path / "results.md").read_text()
 
 
 def test_a_run_of_other_settings_is_left_alone(
@@ -184,6 +205,9 @@ def test_a_shortened_run_has_its_own_place(tmp_path: Path, monkeypatch: pytest.M
         (["--only", "convnt"], "did you mean convnet?"),
         (["--only", "zzz"], "expected one of: numpy-mlp"),
         (["--seeds", "1.5"], "--seeds 1.5"),
+        (["--seeds", "2000000000"], "from 0 to 1000000000"),
+        (["--bogus"], "unknown option --bogus; --help"),
+        (["--onyl", "convnet"], "did you mean --only?"),
         (["--data-dir", "nowhere"], "nowhere is not a folder"),
     ],
 )
@@ -203,11 +227,175 @@ def test_mistakes_are_one_line(
 
 def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fcntl")
-    from training.lock import locked
-
     with locked(tmp_path):
         assert reproduce.main(["--runs", str(tmp_path)]) == 2
     assert "another reproduce is at work" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def _finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of ``SHORT``, both seeds."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        _use(patch, SHORT)
+        assert reproduce.main(["--runs", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path: Path, _finished_once: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of finished runs of ``SHORT``, which nothing may train again."""
+    monkeypatch.setattr(Commands, "run", lambda *_: pytest.fail("run again"))
+    _use(monkeypatch, SHORT)
+    shutil.copytree(_finished_once, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_without_its_record_is_finished(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "short/seed-1.json").unlink()
+    (finished / "short/seed-1/checkpoint.safetensors").unlink()
+    before = _files(finished / "short")
+    assert reproduce.main(["--runs", str(finished)]) == 0
+    assert _files(finished / "short") == before
+    assert capsys.readouterr().out.count("finished before") == 2
+    page = (finished / "results.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith("| `short`")]
+    assert "| 0, 1 |" in row and row.endswith("| – | – |")
+
+
+def test_what_cannot_go_on_is_not_removed(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("summary.json", "checkpoint.safetensors"):
+        (finished / "short/seed-1" / name).unlink()
+    before = _files(finished / "short")
+    assert reproduce.main(["--runs", str(finished)]) == 1
+    assert _files(finished / "short") == before
+    assert "without a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_nothing_is_touched_under_a_training_that_goes_on(
+    finished: Path, capsys: pytest.CaptureFixture[str], checkpoint: bool
+) -> None:
+    pytest.importorskip("fcntl")
+    folder = finished / "short/seed-0"
+    kept = ["config.json", "metrics.csv"] + ["checkpoint.safetensors"] * checkpoint
+    for path in [folder.with_suffix(".json"), *folder.iterdir()]:
+        if path.name not in kept:
+            path.unlink()
+    before = _files(finished / "short")
+    with locked(folder):
+        assert reproduce.main(["--runs", str(finished)]) == 1
+    out, err = capsys.readouterr()
+    assert "another process is still training in" in err and "seed 1: finished before" in out
+    assert "not finished: short, seed 0" in err
+    assert _files(finished / "short") == before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
+def test_a_training_does_not_outlive_a_killed_reproduce(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    folder = tmp_path / "long/seed-0"
+    arguments = [*LONG.command.split()[1:], "--out", str(folder), "--quiet"]
+    code = (
+        "from pathlib import Path\nfrom scripts.reproducing.runs import Commands\n"
+        f"Commands().run('scripts.train_mlp_numpy', {arguments!r}, Path({str(tmp_path / 'log')!r}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
+        while not _has_begun(folder / "checkpoint.safetensors"):
+            assert parent.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.005)
+        parent.kill()
+    with locked(folder, wait=True):  # for good, if it went on
+        assert "stopped after step" in (tmp_path / "log").read_text()
+
+
+def test_settings_that_came_later_have_their_defaults(finished: Path) -> None:
+    path = finished / "short/seed-0/config.json"
+    config = json.loads(path.read_text())
+    for name in ("live", "report", "warmup_steps"):
+        del config["settings"][name]
+    path.write_text(json.dumps(config))
+    assert reproduce.main(["--runs", str(finished)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("seed-0/summary.json", '{"a": 1}'),
+        ("seed-0/config.json", '{"settings": null}'),
+        ("seed-0/config.json", '{"settings": {"lr": "x"}}'),
+        ("seed-0/config.json", '{"settings": {"epochs": 2, "batch_size": 32}, "versions": 1}'),
+        ("seed-0/metrics.csv", "nothing"),
+        ("seed-0.json", '{"begun": 1, "ended": 1, "finished": true, "date": 5}'),
+        ("seed-0.json", "{"),
+    ],
+)
+def test_a_damaged_run_does_not_keep_the_others(
+    name: str, content: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "short" / name).write_text(content)
+    assert reproduce.main(["--runs", str(finished)]) == 1
+    out, err = capsys.readouterr()
+    first, last = err.splitlines()
+    assert str(Path("short") / name) in first and last == "not finished: short, seed 0"
+    assert "seed 1: finished before" in out
+    assert "| 1 of 2 |" in (finished / "results.md").read_text()
+
+
+def test_curves_of_different_lengths_are_drawn(finished: Path) -> None:
+    metrics = finished / "short/seed-1/metrics.csv"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-2]))
+    assert reproduce.main(["--runs", str(finished)]) == 0
+
+
+def test_the_page_keeps_seeds_that_are_not_asked_for(finished: Path) -> None:
+    assert reproduce.main(["--runs", str(finished), "--seeds", "1"]) == 0
+    page = (finished / "results.md").read_text()
+    assert "| 0, 1 |" in page and "--seed S`" in page
+
+
+def test_what_is_not_asked_for_is_not_in_the_way(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _use(monkeypatch, LONG, SHORT)
+    (finished / "long").mkdir()
+    (finished / "long/seed-0").write_text("a stray file")
+    assert reproduce.main(["--runs", str(finished), "--only", "short"]) == 0
+    assert "| not run |" in (finished / "results.md").read_text()
+    assert reproduce.main(["--runs", str(finished)]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_standard_error_may_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _use(monkeypatch, replace(SHORT, seeds=(0,)))
+    monkeypatch.setattr(sys, "stderr", None)
+    assert reproduce.main(["--runs", str(tmp_path), "--quick"]) == 0
+
+
+def test_whatever_goes_wrong_while_waiting_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, commands = Run(LONG, 0, tmp_path, False), Commands()
+    children = []
+
+    def wait(process: subprocess.Popen[bytes], log: Path) -> int:
+        children.append(process)
+        raise UserError("a terminal that is gone")
+
+    monkeypatch.setattr(commands, "_wait", wait)
+    with pytest.raises(UserError, match="gone"):
+        run.execute(None, commands)
+    assert children[0].poll() is not None
 
 
 def test_the_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,6 +433,5 @@ def test_commands_do_not_meet_a_package_of_the_same_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     log = tmp_path / "log"
-    command = [sys.executable, "-P", "-m", "scripts.train_mlp_numpy", "--help"]
-    assert Commands().run(command, log) == 0
+    assert Commands().run("scripts.train_mlp_numpy", ["--help"], log) == 0
     assert "train-mlp-numpy" in log.read_text()
