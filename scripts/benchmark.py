@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.benchmarks import norms, runs, steps
 from scripts.benchmarks.report import Report
-from training.cli import guarded
+from training.cli import Parser, guarded
 from training.errors import UserError
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], Report]] = {
@@ -31,7 +31,7 @@ def _positive(option: str, text: str) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     subjects = "\n".join(f"  {name:<8} {(f.__doc__ or '')}" for name, f in _COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="benchmark",
         description=f"{__doc__}\n\nsubjects:\n{subjects}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -29,7 +29,7 @@ from typing import Any
 
 from scripts.gradients.guesses import parse_arguments
 from scripts.gradients.report import lines, passed
-from training.cli import guarded
+from training.cli import Parser, guarded
 from training.errors import UserError
 
 _ROOT = Path(__file__).parents[1]
@@ -226,7 +226,7 @@ def _status(code: int) -> str:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="check-gradients",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -448,6 +448,7 @@ class Weird:
         (["FILE", "--init", "4)+f(3"], "is not a list of plain arguments"),
         (["FILE", "--init", "**{'a': 1}"], "is not a list of plain arguments"),
         ([""], "TARGET is empty"),
+        (["FILE", "--input-shap", "1", "--bogus"], "unknown option --bogus; --help lists them all"),
         (["FILE", "--input-shape", "a,b"], "--input-shape 'a,b' is not a shape"),
         (["FILE", "--input-shape", "1000,1000"], "has 1,000,000 entries"),
         (["FILE", "--input-range", "2,1"], "--input-range '2,1' is not a range"),
