@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from scripts.comparing.lockstep import Comparison, Contestant, Distance
 from training.config import TrainSettings
 from training.environment import describe_environment
+from training.errors import UserError
 from training.files import write_atomically
 
 # Okabe and Ito's palette: distinguishable without full colour vision.
@@ -58,6 +60,11 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
     reference, steps = comparison.reference, len(comparison.losses)
     if contestant.first is None:
         d = contestant.worst
+        if contestant.finding is not None:
+            return (
+                f"{contestant.name} differs from {reference}, though losses and weights agree "
+                f"within {d.worst:.1e} over {steps} steps\n  {contestant.finding.text}"
+            )
         return (
             f"{contestant.name} agrees with {reference} within {d.worst:.1e} over {steps} steps "
             f"(tolerance {comparison.tolerance:g})"
@@ -72,6 +79,15 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
         + f"  {contestant.finding.text}"
     )
     return text + (f"\n  it stopped at {contestant.stopped}" if contestant.stopped else "")
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError where nothing can be written into the folder ``out``; make nothing yet."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file; a folder is expected")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {there} cannot be written to; choose another folder")
 
 
 def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
@@ -94,7 +110,7 @@ def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
 def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:
     finding = contestant.finding
     return {
-        "agrees": contestant.first is None,
+        "agrees": contestant.agrees,
         "verdict": verdict(comparison, contestant),
         "first_step_beyond": None if contestant.first is None else contestant.first[0],
         "finding": None if finding is None else dataclasses.asdict(finding),
