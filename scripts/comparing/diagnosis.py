@@ -111,8 +111,9 @@ class Diagnosis:
             return Finding(
                 "unexplained",
                 f"{agreed}; what took the weights or the loss from {before:.1e} to "
-                f"{course[-1]:.1e} apart (relative) does not happen each time. Does a layer draw random numbers, or depend on more than its "
-                "input? Or a unit was at the kink of its activation",
+                f"{course[-1]:.1e} apart (relative) does not happen each time. Does a layer draw "
+                "random numbers, or depend on more than its input? Or a unit was at the kink of its "
+                "activation",
             )
         return Finding(
             "rounding",
@@ -282,12 +283,14 @@ class Diagnosis:
 
     def _saturation(self, trace: Trace) -> Finding:
         saturated = self._saturated(trace)
+        k, n = saturated.sum(), len(saturated)
         return Finding(
             "saturated",
-            f"in {saturated.sum()} of the batch's {len(saturated)} images a probability is rounded "
-            "to 0, as the softmax saturates: a softmax and a loss that are apart, ours too, lose "
-            "there what the two in one keep, with which "
-            f"{self.reference} trains. Nothing else differs; a smaller --lr may avoid it",
+            f"in {k} of the batch's {n} images a probability is rounded to 0, as the softmax "
+            "saturates: a softmax and a loss that are apart, ours too, lose there what the two in "
+            f"one keep, with which {self.reference} trains. The layers before them "
+            + ("agree" if n - k < 2 else "agree, and so do the other images")
+            + "; smaller weights or a smaller --lr avoid it",
         )
 
 

@@ -7,10 +7,12 @@ import io
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scripts.comparing.lockstep import Comparison, Contestant, Distance
 from training.config import TrainSettings
@@ -124,6 +126,12 @@ def _plain(distance: Distance) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
 
 
+def _drawn(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return what an axis can be made for: beyond, Matplotlib's own arithmetic overflows."""
+    array = np.array(values, np.float64)
+    return np.where(np.abs(array) < 1e100, array, np.nan)
+
+
 def _picture(comparison: Comparison) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -135,8 +143,8 @@ def _picture(comparison: Comparison) -> bytes:
         colour = _COLOURS[number % len(_COLOURS)]
         steps = np.arange(1, len(contestant.distances) + 1)
         for quantity, style in (("parameter", "-"), ("loss", "")):
-            values = np.array([getattr(d, quantity) for d in contestant.distances])
-            values[~np.isfinite(values) | (values == 0)] = np.nan
+            values = _drawn([getattr(d, quantity) for d in contestant.distances])
+            values[values == 0] = np.nan
             above.plot(
                 steps,
                 values,
@@ -177,7 +185,7 @@ def _picture(comparison: Comparison) -> bytes:
     above.grid(alpha=0.3)
     above.legend(fontsize=8, ncols=2)
     steps = np.arange(1, len(comparison.losses) + 1)
-    below.plot(steps, comparison.losses, color="#555555", linewidth=1.5)
+    below.plot(steps, _drawn(comparison.losses), color="#555555", linewidth=1.5)
     below.set_ylabel(f"loss of {comparison.reference}\n(nats)")
     below.set_xlabel("step")
     below.grid(alpha=0.3)
