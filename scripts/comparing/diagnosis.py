@@ -112,8 +112,8 @@ class Diagnosis:
                 "unexplained",
                 f"{agreed}; what took the weights or the loss from {before:.1e} to "
                 f"{course[-1]:.1e} apart (relative) does not happen each time. Does a layer draw "
-                "random numbers, or depend on more than its input? Or a unit was at the kink of its "
-                "activation",
+                "random numbers, or depend on more than its input? Or a unit was at the kink of "
+                "its activation",
             )
         return Finding(
             "rounding",
@@ -243,8 +243,8 @@ class Diagnosis:
 
     def _scale(self, trace: Trace, place: Place, x: Array) -> float:
         """Return what rounding is relative to, at least: a sum whose terms cancel keeps theirs."""
-        if place == (len(self.layer_names) - 1, "output"):
-            return self._size_of_logits(trace)
+        if place.what == "output" and place.layer >= self._softmax:
+            return self._size_of_logits(trace)  # whose absolute error is the relative one of p
         if place == (self._softmax, "dx"):
             return 1.0 / len(x)  # (p - onehot) / N
         if place.what not in ("output", "dx"):

@@ -179,7 +179,7 @@ def _picture(comparison: Comparison) -> bytes:
     above.set_ylabel("largest absolute difference")
     above.set_title(
         f"differences from {comparison.reference}, from the same weights, on the same batches "
-        "(0 is not drawn)",
+        "(neither 0 nor 1e100 and more is drawn)",
         fontsize=10,
     )
     above.grid(alpha=0.3)
