@@ -178,8 +178,8 @@ def _picture(comparison: Comparison) -> bytes:
     above.set_yscale("log")
     above.set_ylabel("largest absolute difference")
     above.set_title(
-        f"differences from {comparison.reference}, from the same weights, on the same batches "
-        "(neither 0 nor 1e100 and more is drawn)",
+        f"differences from {comparison.reference}, from the same weights, on the same batches\n"
+        "(neither 0 nor what is beyond 1e100 is drawn)",
         fontsize=10,
     )
     above.grid(alpha=0.3)
