@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -25,7 +25,7 @@ from scripts.comparing.blame import UserCodeError
 from scripts.comparing.child import Guard, run_guarded
 from scripts.comparing.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
 from scripts.comparing.lockstep import Comparison, Contestant
-from scripts.comparing.user_engine import UserEngine, load_classes
+from scripts.comparing.user_engine import UserEngine, load_classes, parts_the_loss
 from scripts.train_mlp_numpy import build_learner
 from training.cli import guarded, requires_torch
 from training.config import NumpyMLPSettings, parse_command_line, setting
@@ -86,9 +86,9 @@ def _batches(settings: CompareSettings, dataset: Dataset) -> Iterator[tuple[Arra
 def _makers(settings: CompareSettings, dataset: Dataset) -> dict[str, MakeEngine]:
     """Return what makes each engine that was asked for and is there."""
 
-    def numpy(kind: type[Engine], engine: str) -> MakeEngine:
+    def numpy(kind: Callable[[Any], Engine], engine: str) -> MakeEngine:
         mine = dataclasses.replace(settings, engine=engine)
-        return lambda: kind(build_learner(mine, dataset))  # type: ignore[call-arg]
+        return lambda: kind(build_learner(mine, dataset))
 
     makers: dict[str, MakeEngine] = {}
     for name in dict.fromkeys(settings.engines):
@@ -142,11 +142,23 @@ def _compare(settings: CompareSettings, guard: Guard | None) -> int:
     if len(makers) < 2:
         raise UserError(f"--engines {' '.join(makers)}: there is nothing to compare it with")
     reference, *others = makers
+
+    def make_parted() -> Engine:
+        return ModulesEngine(build_learner(settings, dataset), parted=True)
+
     comparison = Comparison(
         reference,
         makers[reference],
         [
-            Contestant(name, makers[name], makers[name](), classes if name == _YOURS else {})
+            Contestant(name, makers[name], makers[name]())
+            if name != _YOURS
+            else Contestant(
+                name,
+                makers[name],
+                makers[name](),
+                classes,
+                make_parted if parts_the_loss(classes) else None,
+            )
             for name in others
         ],
         names,
@@ -161,7 +173,7 @@ def _compare(settings: CompareSettings, guard: Guard | None) -> int:
     )
     table = report.Table(comparison, settings.steps)
     table.head()
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         comparison.run(
             _batches(settings, dataset),
             settings.steps,
@@ -170,10 +182,14 @@ def _compare(settings: CompareSettings, guard: Guard | None) -> int:
         )
     for contestant in comparison.contestants:
         print(report.verdict(comparison, contestant))
-    out = Path(settings.out or "runs/compare-engines")
+    out = _out(settings)
     report.write(out, comparison, settings)
     print(f"{comparison.seconds:.1f} s; written to {out / 'engines.json'} and .png")
     return 0 if comparison.agrees else 1
+
+
+def _out(settings: CompareSettings) -> Path:
+    return Path(settings.out or "runs/compare-engines")
 
 
 def _limited(settings: CompareSettings, guard: Guard | None = None) -> int:
@@ -182,7 +198,10 @@ def _limited(settings: CompareSettings, guard: Guard | None = None) -> int:
 
 
 def _blaming(call: Callable[[], int]) -> Callable[[], int]:
-    """Return ``call``, which says what the user's code did wrong and returns 1 where it does."""
+    """Return ``call``, which says what the user's code did wrong and returns 1 where it does.
+
+    Ctrl-C leaves no checkpoint behind, of which ``guarded`` would speak.
+    """
 
     def main() -> int:
         try:
@@ -190,6 +209,9 @@ def _blaming(call: Callable[[], int]) -> Callable[[], int]:
         except UserCodeError as error:
             print(error, file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
 
     return main
 
@@ -201,6 +223,7 @@ def _in_child(settings: CompareSettings, guard: Guard) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     command = parse_command_line(CompareSettings, _PRESETS, __doc__ or "", "compare-engines", argv)
     settings = command.settings
+    report.check_out(_out(settings))
     if settings.modules is None:
         return _limited(settings)
     if "modules" not in settings.engines:

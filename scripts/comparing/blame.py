@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import linecache
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from training.errors import UserError
+
+_OURS = ("numpy_mlp", "custom_modules", "torch_models", "training", "scripts")
 
 
 class UserCodeError(Exception):
@@ -51,12 +54,18 @@ def locate(file: str, line: object, function: str, what: str) -> str:
 
 
 def is_theirs(file: str, path: Path) -> bool:
-    """Say whether a file belongs to the user's code in ``path``: is it, or lies beside it."""
-    root = path if path.is_dir() else path.parent
-    installed = any(part in ("site-packages", "dist-packages") for part in Path(file).parts)
-    return Path(file).is_relative_to(root) and not installed and not _is_ours(file)
+    """Say whether a file belongs to the user's code in ``path``: is it, or lies beside or below it.
 
-
-def _is_ours(file: str) -> bool:
-    project = Path(__file__).resolve().parents[2]
-    return any(Path(file).is_relative_to(project / p) for p in ("numpy_mlp", "scripts", "training"))
+    What Python, other people or we have written does not, wherever it lies.
+    """
+    if Path(file) == path:
+        return True
+    if any(part in ("site-packages", "dist-packages") for part in Path(file).parts):
+        return False
+    project = Path(__file__).parents[2]
+    others = [project / name for name in _OURS]
+    others += [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
+    resolved = Path(file).resolve()
+    if any(resolved.is_relative_to(folder.resolve()) for folder in others):
+        return False
+    return Path(file).is_relative_to(path if path.is_dir() else path.parent)

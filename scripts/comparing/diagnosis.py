@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from scripts.comparing.engines import Array, MakeEngine, Place, Trace
+from scripts.comparing.engines import Array, Engine, MakeEngine, Place, Trace
 from scripts.comparing.user_engine import where_defined
 
 _ROUNDINGS = 1000  # machine epsilons that two ways to round one sum may lie apart
@@ -21,8 +22,9 @@ class Finding:
     """Where a difference comes from.
 
     Attributes:
-        kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``update``,
-            ``rounding``, ``unexplained`` or ``error``.
+        kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``saturated``
+            (softmax and loss apart, where only the two in one are exact), ``update``, ``rounding``,
+            ``unexplained`` or ``error``.
         text: for people, in one or two lines.
         layer: number of the first layer that differs, where one does; the loss comes last.
         what: the :class:`~scripts.comparing.engines.Place` in it.
@@ -44,8 +46,10 @@ class Diagnosis:
         name: of the other.
         make: makes it.
         classes: the user's among its layers, by name.
-        layer_names: ``layers.0 (LinearModule)``, softmax included, and the loss.
+        layer_names: ``layers.0 (LinearModule)``, softmax included, and the loss; or instead of
+            these two the one that is both.
         epsilon: of the type that is computed in.
+        parted: whether both traces have softmax and loss one after the other.
     """
 
     reference: str
@@ -55,6 +59,7 @@ class Diagnosis:
     classes: Mapping[str, type]
     layer_names: list[str]
     epsilon: float
+    parted: bool = False
 
     def run(
         self,
@@ -73,21 +78,16 @@ class Diagnosis:
             labels: (N,).
             lr: learning rate.
             lived: what the trained engine itself computed from these weights on this batch.
-            course: the differences up to this step.
+            course: the relative differences up to this step.
 
         Raises:
             UserCodeError: the user's code failed.
             FloatingPointError: a loss is not finite.
         """
-        reference, engine = self.make_reference(), self.make()
-        for one in (reference, engine):
-            one.load(weights)
-        expected = reference.trace(x.copy(), labels)
-        found = engine.trace(x.copy(), labels.copy())
-        finding, worst = self._first_difference(expected, found, x)
+        expected, finding, worst = self._compare(weights, x, labels, _ROUNDINGS * self.epsilon)
         if finding:
             return finding
-        finding, _ = self._first_difference(expected, lived or {}, x)
+        finding, _ = self._first_difference(expected, lived or {}, x, _ROUNDINGS * self.epsilon)
         if finding:
             return Finding(
                 "state",
@@ -97,25 +97,23 @@ class Diagnosis:
                 finding.what,
             )
         agreed = f"from the same weights every layer agrees within {worst:.1e} of its largest value"
-        for one in (reference, engine):
-            one.load(weights)
-            for _ in range(2):  # momentum shows in the second
-                one.step(x.copy(), labels.copy(), lr)
-        _, relative, where = largest_difference(reference.weights(), engine.weights())
-        same = relative <= _ROUNDINGS * self.epsilon * self._amplification(expected, len(x))
-        if not same and not self.classes:  # a user's layers are updated by our optimizer
+        same, relative, where = self._updates(weights, x, labels, lr)
+        if not same and self._saturated(expected).any():
+            return self._saturation(expected)
+        if not same and not self.classes:
             return Finding(
                 "update",
-                f"{agreed}, but two updates from there put {where} {relative:.1e} apart, relative "
+                f"{agreed}, but updates from there put {where} {relative:.1e} apart, relative "
                 "to the largest: the update differs, not a layer",
             )
         before = max([self.epsilon, *course[:-1]])
-        if not same or course[-1] > _LEAP * before:
+        if not same or course[-1] > _LEAP * self._size_of_logits(expected) * before:
             return Finding(
                 "unexplained",
-                f"{agreed}; what took this step from {before:.1e} to {course[-1]:.1e} does not "
-                "happen each time. Does a layer draw random numbers, or depend on more than its "
-                "input? Or a unit was at the kink of its activation",
+                f"{agreed}; what took the weights or the loss from {before:.1e} to "
+                f"{course[-1]:.1e} apart (relative) does not happen each time. Does a layer draw "
+                "random numbers, or depend on more than its input? Or a unit was at the kink of "
+                "its activation",
             )
         return Finding(
             "rounding",
@@ -124,11 +122,73 @@ class Diagnosis:
             "magnifies it: with a large learning rate, or where it turns a unit on or off",
         )
 
+    def wrong_layer(
+        self, weights: Mapping[str, Array], x: Array, labels: Array, tolerance: float
+    ) -> Finding | None:
+        """Return the first layer that differs though the weights agree: nothing may read its dx.
+
+        Args:
+            weights: of the reference.
+            x: images (N, D) of the batch.
+            labels: (N,).
+            tolerance: on differences relative to the largest value, if more than rounding.
+
+        Raises:
+            UserCodeError: the user's code failed.
+        """
+        bound = max(_ROUNDINGS * self.epsilon, tolerance)
+        finding = self._compare(weights, x, labels, bound)[1]
+        return finding if finding and finding.kind == "layer" else None
+
+    def _compare(
+        self, weights: Mapping[str, Array], x: Array, labels: Array, bound: float
+    ) -> tuple[Trace, Finding | None, float]:
+        """Return the reference's trace, and what :meth:`_first_difference` does, of new engines."""
+        expected = self._traced(self.make_reference(), weights, x, labels)
+        found = self._traced(self.make(), weights, x, labels)
+        finding, worst = self._first_difference(expected, found, x, bound)
+        saturated = self._saturated(expected)
+        if finding and saturated.any() and finding.layer is not None:
+            at_loss = finding.layer > self._softmax
+            if at_loss or (finding.layer == self._softmax and finding.what == "dx"):
+                # Whether it is only that, the other images tell.
+                others, finding = ~saturated, None
+                if others.sum() > 1:  # of one image, there are no batch statistics
+                    _, finding, worst = self._compare(weights, x[others], labels[others], bound)
+                finding = finding or self._saturation(expected)
+        return expected, finding, worst
+
+    @staticmethod
+    def _traced(engine: Engine, weights: Mapping[str, Array], x: Array, labels: Array) -> Trace:
+        engine.load(weights)
+        return engine.trace(x.copy(), labels.copy())
+
+    def _updates(
+        self, weights: Mapping[str, Array], x: Array, labels: Array, lr: float
+    ) -> tuple[bool, float, str]:
+        """Return whether updates from the same weights agree, and how far apart they are, where."""
+        reference, engine = self.make_reference(), self.make()
+        reference.load(weights)
+        apart = (True, 0.0, "")
+        # Momentum shows in the second; a user's layers are updated by our optimizer.
+        for _ in range(1 if self.classes else 2):
+            start = {name: array.copy() for name, array in reference.weights().items()}
+            engine.load(start)
+            try:
+                for one in (reference, engine):
+                    one.step(x.copy(), labels.copy(), lr)
+            except FloatingPointError:
+                break  # the step before was too large for another
+            expected = self._traced(self.make_reference(), start, x, labels)
+            bound = _ROUNDINGS * self.epsilon * self._amplification(expected, len(x))
+            _, relative, where = largest_difference(reference.weights(), engine.weights())
+            apart = max(apart, (relative <= bound, relative, where), key=lambda a: (not a[0], a[1]))
+        return apart
+
     def _first_difference(
-        self, expected: Trace, found: Trace, x: Array
+        self, expected: Trace, found: Trace, x: Array, bound: float
     ) -> tuple[Finding | None, float]:
         """Return the first difference, if there is one, and the largest that is but rounding."""
-        bound = _ROUNDINGS * self.epsilon
         worst_before = 0.0
         for place, value in expected.items():
             if place not in found:
@@ -149,6 +209,10 @@ class Diagnosis:
                 + (f"{relative:.1e} of the largest; " if np.isfinite(relative) else "")
                 + f"everything before it agrees within {worst_before:.1e})"
             )
+            kinds = [np.asarray(array).dtype for array in (found[place], value)]
+            if self.classes and kinds[0].itemsize < kinds[1].itemsize:
+                returns = "returns" if place.what in ("output", "dx") else "makes"
+                text += f"; {self.name} {returns} {kinds[0]}, {self.reference} {kinds[1]}"
             kind = "layer"
             if place.what == "dx" and any(k in self.layer_names[place.layer] for k in _KINKED):
                 before = expected.get(Place(place.layer - 1, "output"), x)
@@ -179,10 +243,9 @@ class Diagnosis:
 
     def _scale(self, trace: Trace, place: Place, x: Array) -> float:
         """Return what rounding is relative to, at least: a sum whose terms cancel keeps theirs."""
-        loss = len(self.layer_names) - 1
-        if place == (loss, "output"):
-            return 1.0
-        if place == (loss - 1, "dx"):
+        if place.what == "output" and place.layer >= self._softmax:
+            return self._size_of_logits(trace)  # whose absolute error is the relative one of p
+        if place == (self._softmax, "dx"):
             return 1.0 / len(x)  # (p - onehot) / N
         if place.what not in ("output", "dx"):
             before = trace.get(Place(place.layer - 1, "output"), x)
@@ -194,11 +257,41 @@ class Diagnosis:
     def _amplification(self, trace: Trace, n: int) -> float:
         """Return how much larger rounding is in the backward pass, relative to its values.
 
-        (p - onehot) / N is a difference, whose rounding is that of 1/N even where p is nearly 1.
+        (p - onehot) / N is a difference, whose rounding is that of 1/N even where p is nearly 1;
+        and p has as relative error the absolute one of the logits.
         """
-        dlogits = trace[Place(len(self.layer_names) - 2, "dx")]
-        largest = float(np.abs(dlogits).max())
-        return max(1.0, 1.0 / (n * largest)) if largest else 1.0
+        largest = float(np.abs(trace[Place(self._softmax, "dx")]).max())
+        size = self._size_of_logits(trace)
+        return max(size, size / (n * largest)) if largest else size
+
+    @property
+    def _softmax(self) -> int:
+        """The number of the layer that takes the logits: softmax, or softmax and loss in one."""
+        return len(self.layer_names) - (2 if self.parted else 1)
+
+    def _size_of_logits(self, trace: Trace) -> float:
+        return max(1.0, float(np.abs(trace[Place(self._softmax - 1, "output")]).max()))
+
+    def _saturated(self, trace: Trace) -> NDArray[np.bool_]:
+        """Return which images, (N,), have a probability that is rounded to 0 before the loss."""
+        n = len(trace[Place(0, "output")])
+        if not self.parted:
+            return np.zeros(n, bool)
+        p = trace[Place(self._softmax, "output")]
+        saturated: NDArray[np.bool_] = (p < np.finfo(p.dtype).tiny).any(axis=1)
+        return saturated
+
+    def _saturation(self, trace: Trace) -> Finding:
+        saturated = self._saturated(trace)
+        k, n = saturated.sum(), len(saturated)
+        return Finding(
+            "saturated",
+            f"in {k} of the batch's {n} images a probability is rounded to 0, as the softmax "
+            "saturates: a softmax and a loss that are apart, ours too, lose there what the two in "
+            f"one keep, with which {self.reference} trains. The layers before them "
+            + ("agree" if n - k < 2 else "agree, and so do the other images")
+            + "; smaller weights or a smaller --lr avoid it",
+        )
 
 
 def _relative(expected: Array, found: Array, least: float = 0.0) -> tuple[float, tuple[int, ...]]:

@@ -23,7 +23,8 @@ class Place(NamedTuple):
     """What is computed where: the key of a :data:`Trace`.
 
     Attributes:
-        layer: number of the layer; the loss comes after the last one.
+        layer: number of the layer; the loss comes after the last one, in the place of softmax where
+            the two are one.
         what: ``output``, ``dx`` (∂L/∂x, which the layer's backward returns) or a parameter's name,
             for its gradient.
     """
@@ -35,8 +36,7 @@ class Place(NamedTuple):
 Trace = dict[Place, Array]
 """Every value of a forward and a backward pass, in the order in which they are computed.
 
-The outputs (N, D) of the layers, softmax included, then the loss, a number, and backwards from the
-loss the gradients. An engine that has softmax and loss in one lacks what is between them.
+The outputs (N, D) of the layers, then the loss, a number, and from there backwards the gradients.
 """
 
 
@@ -61,7 +61,10 @@ class Engine(Protocol):
 
 
 def walk(layers: Sequence[Any], loss: Any, x: Array, labels: Array) -> Trace:
-    """Return the trace of ``layers``, softmax included, followed by ``loss``."""
+    """Return the trace of ``layers`` followed by ``loss``.
+
+    The first layer's backward may return None: nobody reads what the images should be.
+    """
     trace: Trace = {}
     for i, layer in enumerate(layers):
         x = trace[Place(i, "output")] = layer.forward(x)
@@ -73,7 +76,8 @@ def walk(layers: Sequence[Any], loss: Any, x: Array, labels: Array) -> Trace:
         if is_parametric(layer):
             for key in layer.params:
                 trace[Place(i, key)] = layer.grads[key]
-        trace[Place(i, "dx")] = dout
+        if dout is not None:
+            trace[Place(i, "dx")] = dout
     return trace
 
 
@@ -98,16 +102,25 @@ class LearnerEngine:
 
 
 class ModulesEngine(LearnerEngine):
-    """The hand-written modules. They train with softmax and loss in one; the trace parts the two,
-    so that it has everything that any other engine has.
+    """The hand-written modules.
+
+    Args:
+        learner: of the network.
+        parted: whether the trace has softmax and loss one after the other, to be compared with an
+            engine that has them so. Training has the two in one, always.
     """
 
     learner: NumpyLearner
 
+    def __init__(self, learner: NumpyLearner, *, parted: bool = False) -> None:
+        super().__init__(learner)
+        self.layers = learner.model.layers if parted else learner.model.layers[:-1]
+        self.loss = CrossEntropyModule() if parted else learner.loss
+
     def trace(self, x: Array, labels: Array) -> Trace:
         """Return what a forward and a backward pass compute."""
         self.learner.model.train()
-        return walk(self.learner.model.layers, CrossEntropyModule(), x, labels)
+        return walk(self.layers, self.loss, x, labels)
 
 
 class GraphEngine(LearnerEngine):
@@ -149,7 +162,7 @@ def assemble(
     """
     n = len(outputs)
     trace = {Place(i, "output"): output for i, output in enumerate(outputs)}
-    trace[Place(n + 1, "output")] = loss
+    trace[Place(n, "output")] = loss
     trace[Place(n, "dx")] = dinputs[n]
     for i in reversed(range(n)):
         for name, gradient in gradients.items():

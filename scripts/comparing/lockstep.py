@@ -13,6 +13,8 @@ from scripts.comparing.diagnosis import Diagnosis, Finding, largest_difference
 from scripts.comparing.engines import Array, Engine, MakeEngine, Trace
 from training.errors import UserError
 
+_IN_ONE = "the loss (softmax with cross-entropy)"
+
 
 @dataclass(frozen=True)
 class Distance:
@@ -43,13 +45,15 @@ class Contestant:
     Attributes:
         name: of the engine.
         make: makes it anew, for the diagnosis.
+        make_parted: makes the reference with softmax and loss one after the other, where this
+            engine has them so.
         engine: that takes part.
         classes: the user's among its layers, by name.
         distances: after each step.
         first: the first step that is beyond the tolerance, and the weights and the batch with which
             it began.
         lived: what it computes from those weights on that batch, having been trained so far.
-        finding: where that comes from.
+        finding: where that comes from; or a layer that differs though the weights agree.
         stopped: why it takes part no more.
     """
 
@@ -57,11 +61,17 @@ class Contestant:
     make: MakeEngine
     engine: Engine
     classes: Mapping[str, type] = field(default_factory=dict)
+    make_parted: MakeEngine | None = None
     distances: list[Distance] = field(default_factory=list)
     first: tuple[int, dict[str, Array], Array, Array] | None = None
     lived: Trace | None = None
     finding: Finding | None = None
     stopped: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it was within the tolerance at each step, and no layer differs."""
+        return self.first is None and self.finding is None
 
     @property
     def worst(self) -> Distance:
@@ -95,8 +105,8 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether no engine was beyond the tolerance at any step."""
-        return all(contestant.first is None for contestant in self.contestants)
+        """Whether all engines agree with the reference."""
+        return all(contestant.agrees for contestant in self.contestants)
 
     def run(
         self,
@@ -123,7 +133,9 @@ class Comparison:
         for step in range(1, steps + 1):
             x, labels = next(batches)
             rates.append(schedule(step - 1))
-            before = {name: array.copy() for name, array in reference.weights().items()}
+            if step == 1:
+                beginning = _copy(reference.weights()), x, labels
+            before = _copy(reference.weights())
             try:
                 self.losses.append(reference.step(x.copy(), labels, rates[-1]))
             except FloatingPointError as error:
@@ -136,8 +148,7 @@ class Comparison:
                     self._step(contestant, step, x, labels, rates[-1], before, after)
             after_step(step)
         for contestant in self.contestants:
-            if contestant.first is not None:
-                contestant.finding = self._diagnose(contestant, rates)
+            contestant.finding = self._diagnose(contestant, rates, beginning)
         self.seconds = time.perf_counter() - start
 
     def _step(
@@ -169,23 +180,38 @@ class Comparison:
             contestant.first = (step, before, x, labels)
             contestant.lived = _trace_from(contestant.engine, before, x, labels)
 
-    def _diagnose(self, contestant: Contestant, rates: list[float]) -> Finding:
-        assert contestant.first is not None
-        step, weights, x, labels = contestant.first
+    def _diagnose(
+        self,
+        contestant: Contestant,
+        rates: list[float],
+        beginning: tuple[dict[str, Array], Array, Array],
+    ) -> Finding | None:
+        parted = contestant.make_parted is not None
         diagnosis = Diagnosis(
             self.reference,
-            self.make_reference,
+            contestant.make_parted or self.make_reference,
             contestant.name,
             contestant.make,
             contestant.classes,
-            self.layer_names,
+            self.layer_names if parted else [*self.layer_names[:-2], _IN_ONE],
             self.epsilon,
+            parted,
         )
         try:
-            course = [distance.worst for distance in contestant.distances[:step]]
+            if contestant.first is None:
+                return diagnosis.wrong_layer(*beginning, self.tolerance)
+            step, weights, x, labels = contestant.first
+            course = [
+                max(distance.relative, distance.loss / max(1.0, abs(loss)))
+                for distance, loss in zip(contestant.distances[:step], self.losses, strict=False)
+            ]
             return diagnosis.run(weights, x, labels, rates[step - 1], contestant.lived, course)
         except (UserCodeError, FloatingPointError) as error:
             return Finding("error", f"from the same weights, anew: {error}")
+
+
+def _copy(weights: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array.copy() for name, array in weights.items()}
 
 
 def _trace_from(
@@ -195,7 +221,7 @@ def _trace_from(
 
     None where it cannot: a user's code may fail by now.
     """
-    own = {name: array.copy() for name, array in engine.weights().items()}
+    own = _copy(engine.weights())
     engine.load(weights)
     try:
         return {k: np.array(v) for k, v in engine.trace(x.copy(), labels.copy()).items()}

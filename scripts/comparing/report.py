@@ -6,14 +6,18 @@ import dataclasses
 import io
 import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scripts.comparing.lockstep import Comparison, Contestant, Distance
 from training.config import TrainSettings
 from training.environment import describe_environment
+from training.errors import UserError
 from training.files import write_atomically
 
 # Okabe and Ito's palette: distinguishable without full colour vision.
@@ -58,6 +62,11 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
     reference, steps = comparison.reference, len(comparison.losses)
     if contestant.first is None:
         d = contestant.worst
+        if contestant.finding is not None:
+            return (
+                f"{contestant.name} differs from {reference}, though losses and weights agree "
+                f"within {d.worst:.1e} over {steps} steps\n  {contestant.finding.text}"
+            )
         return (
             f"{contestant.name} agrees with {reference} within {d.worst:.1e} over {steps} steps "
             f"(tolerance {comparison.tolerance:g})"
@@ -72,6 +81,15 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
         + f"  {contestant.finding.text}"
     )
     return text + (f"\n  it stopped at {contestant.stopped}" if contestant.stopped else "")
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError where nothing can be written into the folder ``out``; make nothing yet."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file; a folder is expected")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {there} cannot be written to; choose another folder")
 
 
 def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
@@ -94,7 +112,7 @@ def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
 def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:
     finding = contestant.finding
     return {
-        "agrees": contestant.first is None,
+        "agrees": contestant.agrees,
         "verdict": verdict(comparison, contestant),
         "first_step_beyond": None if contestant.first is None else contestant.first[0],
         "finding": None if finding is None else dataclasses.asdict(finding),
@@ -108,6 +126,12 @@ def _plain(distance: Distance) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
 
 
+def _drawn(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return what an axis can be made for: beyond, Matplotlib's own arithmetic overflows."""
+    array = np.array(values, np.float64)
+    return np.where(np.abs(array) < 1e100, array, np.nan)
+
+
 def _picture(comparison: Comparison) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -119,8 +143,8 @@ def _picture(comparison: Comparison) -> bytes:
         colour = _COLOURS[number % len(_COLOURS)]
         steps = np.arange(1, len(contestant.distances) + 1)
         for quantity, style in (("parameter", "-"), ("loss", "")):
-            values = np.array([getattr(d, quantity) for d in contestant.distances])
-            values[~np.isfinite(values) | (values == 0)] = np.nan
+            values = _drawn([getattr(d, quantity) for d in contestant.distances])
+            values[values == 0] = np.nan
             above.plot(
                 steps,
                 values,
@@ -154,14 +178,14 @@ def _picture(comparison: Comparison) -> bytes:
     above.set_yscale("log")
     above.set_ylabel("largest absolute difference")
     above.set_title(
-        f"differences from {comparison.reference}, from the same weights, on the same batches "
-        "(0 is not drawn)",
+        f"differences from {comparison.reference}, from the same weights, on the same batches\n"
+        "(neither 0 nor what is beyond 1e100 is drawn)",
         fontsize=10,
     )
     above.grid(alpha=0.3)
     above.legend(fontsize=8, ncols=2)
     steps = np.arange(1, len(comparison.losses) + 1)
-    below.plot(steps, comparison.losses, color="#555555", linewidth=1.5)
+    below.plot(steps, _drawn(comparison.losses), color="#555555", linewidth=1.5)
     below.set_ylabel(f"loss of {comparison.reference}\n(nats)")
     below.set_xlabel("step")
     below.grid(alpha=0.3)

@@ -38,6 +38,11 @@ REPLACEABLE = (
 """Names of the classes that a user's file may bring."""
 
 
+def parts_the_loss(classes: Mapping[str, type]) -> bool:
+    """Say whether a user's network has softmax and loss one after the other, not in one."""
+    return "SoftMaxModule" in classes or "CrossEntropyModule" in classes
+
+
 def load_classes(path: Path) -> dict[str, type]:
     """Import a user's file, or a folder of them, and return its layers and loss by name.
 
@@ -96,7 +101,8 @@ class UserEngine:
         linear = classes.get("LinearModule")
         transposed = linear is not None and _is_transposed(linear, self.watch)
         self.layers: list[Any] = []
-        for i, layer in enumerate(learner.model.layers):
+        parted = parts_the_loss(classes)
+        for i, layer in enumerate(learner.model.layers if parted else learner.model.layers[:-1]):
             kind, name = classes.get(type(layer).__name__), name_of(i, layer)
             params = layer.params if is_parametric(layer) else {}
             if kind is not None:
@@ -108,7 +114,7 @@ class UserEngine:
                 if kind is not None
                 else layer
             )
-        loss: Any = ours.CrossEntropyModule()
+        loss: Any = ours.CrossEntropyModule() if parted else learner.loss
         if kind := classes.get("CrossEntropyModule"):
             name = "CrossEntropyModule"
             theirs = self.watch.call(f"construction of {name}", kind)

@@ -93,16 +93,25 @@ class WatchedLayer:
             if own.dtype == value.dtype and own.flags.writeable:
                 own[...] = value  # the layer may hold it under another name, too
             else:
+                for name, other in getattr(self.layer, "__dict__", {}).items():
+                    if isinstance(other, np.ndarray) and np.may_share_memory(other, own):
+                        raise UserCodeError(
+                            f"{self.name}: self.{name} is params[{key!r}] under another name, an "
+                            f"array of {own.dtype} that cannot take our weights of {value.dtype}; "
+                            f"make it of {value.dtype}, or read params[{key!r}] each time"
+                        )
                 theirs[key] = value.copy()
 
     def forward(self, x: Array) -> Array:
         """Return the layer's output, (N, D)."""
         n_out = len(self.params["weight"]) if hasattr(self, "params") else x.shape[1]
         self._shape = x.shape
-        return self._checked("forward", x, (len(x), n_out))
+        output = self._checked("forward", x, (len(x), n_out))
+        assert output is not None
+        return output
 
-    def backward(self, dout: Array) -> Array:
-        """Return ∂L/∂x, of the shape of x."""
+    def backward(self, dout: Array) -> Array | None:
+        """Return ∂L/∂x, of the shape of x; the first layer's may be None."""
         dx = self._checked("backward", dout, self._shape)
         if hasattr(self, "params"):
             theirs = self._dictionary("params")
@@ -146,13 +155,13 @@ class WatchedLayer:
     def _theirs(self, key: str, param: Array) -> Array:
         return param.T if self.transposed and key == "weight" else param
 
-    def _checked(self, method: str, argument: Array, shape: tuple[int, ...]) -> Array:
+    def _checked(self, method: str, argument: Array, shape: tuple[int, ...]) -> Array | None:
         what = f"{method} of {self.name}"
         if method == "forward":
             self.watch.add(f"the input of {self.name}", argument)
         result = self.watch.call(what, getattr(self.layer, method), argument)
         if result is None and self.first and method == "backward":
-            return np.zeros(shape, argument.dtype)  # which nobody reads
+            return None
         self._check_array(result, f"{what} returns")
         if result.shape != shape:
             raise UserCodeError(f"{what} returns shape {result.shape}, expected {shape}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +15,14 @@ import pytest
 
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
-from numpy_mlp.modules import CrossEntropyModule, ReLUModule
+from numpy_mlp.modules import CrossEntropyModule, ReLUModule, SoftMaxCrossEntropyModule
 from numpy_mlp.optim import SGD
 from scripts import compare_engines
+from scripts.comparing import child
+from scripts.comparing.blame import is_theirs
 from scripts.comparing.engines import GraphEngine, Place
 from scripts.comparing.user_engine import UserEngine
+from scripts.user_code import import_file
 
 # As a student writes them for the course of 2020 and later; every planted fault replaces a line.
 MODULES = """
@@ -398,15 +402,24 @@ def test_a_process_that_ends(compare: Compare, right: str, wrong: str, named: st
     assert named in said and "Traceback" not in said and said.count("modules.py") <= 2
 
 
-@pytest.mark.parametrize("where", ["import numpy as np", "dx = dout * self.mask"])
-def test_an_endless_loop_ends(compare: Compare, where: str) -> None:
-    loop = f"{where}\n" + " " * 8 * (where != "import numpy as np") + "while True: pass"
-    text = MODULES.replace(where, loop)
+def test_an_endless_loop_ends(compare: Compare) -> None:
+    text = MODULES.replace("dx = dout * self.mask", "while True: pass")
     status, said, _ = compare(text, "--time-limit", "1.5")
-    line = text[: text.index("while")].count("\n") + 1
     assert status == 1
-    assert f"your modules.py, line {line}, in" in said
-    assert "did not come to an end within --time-limit 1.5 seconds" in said
+    assert "--time-limit 1.5 seconds" in said  # which line, only if it was reached by then
+
+
+def test_what_does_not_end_is_named(tmp_path: Path) -> None:
+    path, notes = tmp_path / "modules.py", tmp_path / "notes"
+    path.write_text(
+        "import faulthandler\n\n\ndef backward(f):\n    faulthandler.dump_traceback(f)\n"
+    )
+    with notes.open("w") as file:
+        print("backward of layers.3 (ReLUModule)\nTimeout (0:00:02)!", file=file, flush=True)
+        import_file(path).backward(file)
+    said = child._explain(notes, path, 2, 1)
+    assert said.startswith("your modules.py, line 5, in backward of layers.3 (ReLUModule): did not")
+    assert "within --time-limit 2 seconds" in said
 
 
 def test_an_engine_that_is_wrong_is_named(
@@ -425,6 +438,132 @@ def test_an_engine_that_is_wrong_is_named(
     )
     assert compare_engines.main(argv) == 1
     assert "the output of layers.1 (ReLUModule)" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_wrong_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right = SoftMaxCrossEntropyModule.loss_and_gradient
+
+    def wrong(self: SoftMaxCrossEntropyModule, x: Any, y: Any) -> tuple[float, Any]:
+        loss, dx = right(self, x, y)
+        return loss, dx * 1.001
+
+    monkeypatch.setattr(SoftMaxCrossEntropyModule, "loss_and_gradient", wrong)
+    assert compare_engines.main(["--out", str(tmp_path), *SMALL]) == 1
+    said = capsys.readouterr().out
+    assert said.count("what backward of the loss (softmax with cross-entropy) returns") == 2, said
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--hidden-dims 12 12 --lr 30 --steps 20 --tolerance 1e-13",
+        "--weight-std 30 --tolerance 1e-15 --steps 3",
+        "--engines pytorch,modules --lr 1e30 --steps 20",
+        "--engines pytorch,modules --lr 1e30 --steps 20 --hidden-dims",
+    ],
+)
+def test_a_softmax_that_saturates_is_no_error(tmp_path: Path, options: str) -> None:
+    assert compare_engines.main(["--seed", "42", "--out", str(tmp_path), *options.split()]) == 1
+    engines = json.loads((tmp_path / "engines.json").read_text())["engines"].values()
+    findings = [engine["finding"] for engine in engines if engine["finding"]]
+    assert findings and {finding["kind"] for finding in findings} == {"rounding"}, findings
+
+
+@pytest.mark.parametrize("text", [MODULES, MODULES_2018], ids=["2020", "2018"])
+def test_softmax_and_loss_apart_lose_what_saturates(compare_here: Compare, text: str) -> None:
+    status, said, report = compare_here(text, "--lr", "30")
+    assert status == 1
+    assert report["engines"]["yours"]["finding"]["kind"] == "saturated", said
+    assert "a softmax and a loss that are apart, ours too, lose" in said
+
+
+def test_a_loss_that_is_wrong_is_told_from_saturation(compare_here: Compare) -> None:
+    right = "-1 / x[np.arange(len(x)), y] / len(x)"
+    assert right in MODULES
+    options = ("--weight-std", "1.5", "--batch-size", "128")
+    status, said, report = compare_here(MODULES, *options)
+    finding = report["engines"]["yours"]["finding"]
+    assert (status, finding["kind"]) == (1, "saturated"), said
+    assert "so do the other images" in finding["text"]
+    _, said, report = compare_here(MODULES.replace(right, f"1.001 * {right}"), *options)
+    finding = report["engines"]["yours"]["finding"]
+    assert (finding["kind"], finding["layer"], finding["what"]) == ("layer", 6, "dx"), said
+
+
+def test_layers_without_a_loss_train_with_ours(compare_here: Compare) -> None:
+    """Softmax and loss are in one then, for the user's layers as for ours."""
+    text = MODULES[: MODULES.index("class SoftMax")]
+    status, said, report = compare_here(text, "--weight-std", "5")
+    assert status == 0, said
+    assert report["losses"][0] > 1000  # saturated
+
+
+def test_a_wrong_dx_that_no_layer_reads_is_named(compare_here: Compare) -> None:
+    right = 'dx = dout @ self.params["weight"]'
+    options = ("--hidden-dims", "")
+    status, said, report = compare_here(MODULES.replace(right, f"{right} * 7"), *options)
+    yours = report["engines"]["yours"]
+    assert status == 1 and yours["first_step_beyond"] is None and not yours["agrees"], said
+    assert (yours["finding"]["layer"], yours["finding"]["what"]) == (0, "dx")
+    assert "though losses and weights agree" in said and not report["agrees"]
+    status, said, _ = compare_here(MODULES.replace(right, "dx = None"), *options)
+    assert status == 0, said  # not to compute it is no error
+
+
+def test_single_precision_is_named(compare_here: Compare) -> None:
+    text = MODULES.replace("return x * self.mask", "return (x * self.mask).astype(np.float32)")
+    status, said, _ = compare_here(text)
+    assert status == 1 and "yours returns float32, modules float64" in said
+    assert compare_here(text, "--dtype", "float32")[0] == 0
+
+
+def test_weights_under_another_name(compare_here: Compare) -> None:
+    def text(dtype: str) -> str:
+        return MODULES.replace(
+            'self.params["bias"] = np',
+            f'self.params["weight"] = self.params["weight"].astype(np.{dtype})\n'
+            '        self.W = self.params["weight"]\n        self.params["bias"] = np',
+        ).replace('x @ self.params["weight"].T', "x @ self.W.T")
+
+    assert compare_here(text("float64"))[0] == 0
+    status, said, _ = compare_here(text("float32"))
+    assert status == 1 and "self.W is params['weight'] under another name" in said
+
+
+def test_whose_file_it_is(tmp_path: Path) -> None:
+    library = Path(random.__file__)
+    ours = Path(compare_engines.__file__).parents[1]
+    assert is_theirs(str(tmp_path / "helpers" / "maths.py"), tmp_path / "modules.py")
+    assert not is_theirs(str(tmp_path / "x.py"), tmp_path / "a" / "modules.py")
+    assert not is_theirs(str(library), library.parents[1] / "modules.py")
+    assert not is_theirs(json.__file__, library.parents[2] / "modules.py")
+    for name in ("custom_modules", "torch_models", "numpy_mlp"):
+        assert not is_theirs(str(ours / name / "x.py"), ours.parent / "modules.py")
+    (tmp_path / "link").symlink_to(ours)
+    assert not is_theirs(str(tmp_path / "link" / "training" / "x.py"), tmp_path / "modules.py")
+
+
+def test_out_is_looked_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare_engines, "load_dataset", None)  # not so far
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert compare_engines.main(["--out", str(out)]) == 2
+        assert "file is a file; a folder is expected" in capsys.readouterr().err
+
+
+def test_ctrl_c_speaks_of_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare_engines, "load_dataset", interrupt)
+    assert compare_engines.main(["--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_rounding_that_grows_is_no_error(
