@@ -50,6 +50,7 @@ class CompareSettings(NumpyMLPSettings):
     not_offered: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
         | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
+        | {"live", "report"}
     )
     dtype: str = setting("float64", "precision", choices=("float32", "float64"))
     steps: int = setting(100, "steps in lockstep", least=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from scripts.comparing.engines import Array, Engine, MakeEngine, Place, Trace
 from scripts.comparing.user_engine import where_defined
 
 _ROUNDINGS = 1000  # machine epsilons that two ways to round one sum may lie apart
+_SHARE = 1e-4  # of the whole difference, that one in a layer must have to explain it
 _LEAP = 1e6  # more than rounding grows in one step
 _KINKED = ("ReLUModule", "LeakyReLUModule", "ELUModule")
 
@@ -84,7 +85,14 @@ class Diagnosis:
             UserCodeError: the user's code failed.
             FloatingPointError: a loss is not finite.
         """
-        expected, finding, worst = self._compare(weights, x, labels, _ROUNDINGS * self.epsilon)
+        bound = _ROUNDINGS * self.epsilon
+        expected, finding, worst = self._compare(weights, x, labels, bound)
+        if finding and finding.kind == "layer":
+            # log(p + 1e-12) differs, too, but does not put weights 0.01 apart.
+            telling = self._compare(weights, x, labels, max(bound, _SHARE * course[-1]))[1]
+            if telling and (telling.layer, telling.what) != (finding.layer, finding.what):
+                small = f"{telling.text}; what differs before it is too small to explain this"
+                return replace(telling, text=small)
         if finding:
             return finding
         finding, _ = self._first_difference(expected, lived or {}, x, _ROUNDINGS * self.epsilon)

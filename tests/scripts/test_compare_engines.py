@@ -285,6 +285,18 @@ def test_gradients_that_add_up_over_steps(compare_here: Compare) -> None:
     assert "kept from the passes before" in said
 
 
+def test_what_is_too_small_to_explain_it_is_not_blamed(compare_here: Compare) -> None:
+    """An epsilon in the logarithm differs first; the mask that is missing is what matters."""
+    text = MODULES.replace("np.log(", "np.log(1e-12 + ").replace(
+        "dx = dout * self.mask", "dx = 1.0 * dout"
+    )
+    assert "np.log(1e-12 + " in text
+    status, said, report = compare_here(text)
+    finding = report["engines"]["yours"]["finding"]
+    assert status == 1 and (finding["layer"], finding["what"]) == (3, "dx"), said
+    assert "too small to explain this" in said
+
+
 def test_a_layer_that_errs_late(compare_here: Compare) -> None:
     text = MODULES.replace(
         "dx = dout * self.mask",
