@@ -106,18 +106,18 @@ def test_an_interrupted_run_goes_on(
     _use(monkeypatch, LONG)
     argv = ["--runs", str(tmp_path)]
     run = Run(LONG, 0, tmp_path, False)
-    # Stopped once there is a checkpoint, as Ctrl-C does.
+    # Stopped once there is a checkpoint.
     original = subprocess.Popen.wait
 
     def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
         while self.poll() is None and not _has_begun(run.folder / "checkpoint.safetensors"):
             time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # SIGINT may be ignored
         return original(self, timeout)
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess.Popen, "wait", wait)
-        assert reproduce.main(argv) == 130
+        assert reproduce.main(argv) == 143
     assert "goes on from here" in capsys.readouterr().err
     before = run.cost()
     assert before is not None
