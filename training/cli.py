@@ -7,10 +7,11 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from training.errors import DivergedError, StorageError, UserError
 
@@ -39,9 +40,11 @@ def guarded(main: Callable[[], int]) -> int:
     Ctrl-C gives 130, a closed pipe (``| head``) ends quietly with 141. Mistakes of this program
     keep their traceback. Where standard output or error is closed, what goes there is lost.
     """
-    # Python has None for them then, and print(file=None) would write to the other one.
-    sys.stdout = sys.stdout or _nowhere()
-    sys.stderr = sys.stderr or _nowhere()
+    with _streams():
+        return _guarded(main)
+
+
+def _guarded(main: Callable[[], int]) -> int:
     try:
         status = main()
         sys.stdout.flush()
@@ -69,8 +72,19 @@ def guarded(main: Callable[[], int]) -> int:
         return 130
 
 
-def _nowhere() -> TextIO:
-    return Path(os.devnull).open("w", encoding="utf-8")
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Put streams in place of those that are closed.
+
+    Python has None for them then, and print(file=None) would write to the other one.
+    """
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                setattr(sys, name, nowhere)
+                stack.callback(setattr, sys, name, None)
+        yield
 
 
 def requires_torch() -> None:

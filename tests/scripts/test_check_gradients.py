@@ -93,7 +93,7 @@ def test_a_crash_names_the_users_own_line(planted: dict[str, Any]) -> None:
 
 
 def test_correct_layers_at_random_shapes() -> None:
-    alarms, checked = false_alarms(92, seed=1)
+    alarms, checked = false_alarms(60, seed=1)
     assert alarms == []
     assert len(checked) == len(correct_classes()) >= 45
 

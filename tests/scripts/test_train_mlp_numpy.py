@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_config(default_run: tuple[Path, str]) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["commands"] == [f"train-mlp-numpy --out {folder}"]
     assert config["settings"]["lr"] == 0.1 and config["settings"]["dataset"] == "digits"
-    assert config["settings"].keys() == NumpyMLPSettings.__dataclass_fields__.keys()
+    assert config["settings"].keys() == {field.name for field in fields(NumpyMLPSettings)}
     assert config["versions"]["numpy"] == np.__version__
 
 
