@@ -147,12 +147,18 @@ WHOLE: dict[str, Callable[[list[str], Path], int]] = {
     "make test": _make,
     "make test-min": _make,
     "make audit": _make,
-    "python tests/faults/kill_and_resume.py": lambda argv, out: _in_a_process(
-        [sys.executable, *argv[1:], "--kills", "1"], out
+}
+# Run by tests of their own, for as short a time as they can be.
+ELSEWHERE = {
+    "python tests/faults/kill_and_resume.py": (
+        "tests/faults/test_kill_and_resume.py",
+        "kill_and_resume",
     ),
-    "python tests/scripts/random_shapes.py": lambda argv, out: _in_a_process(
-        [sys.executable, *argv[1:], "30"], out
+    "python tests/scripts/random_shapes.py": (
+        "tests/scripts/test_check_gradients.py",
+        "random_shapes",
     ),
+    "python scripts/benchmark.py step": ("tests/scripts/test_benchmark.py", "steps.step("),
 }
 # Installation, which needs the network, and the tests themselves.
 NOT_RUN = {
@@ -206,7 +212,9 @@ def _runner(command: str) -> tuple[Callable[[list[str], Path], int], list[str]] 
     return None
 
 
-@pytest.mark.parametrize("command", [c for c in shown_commands() if c not in NOT_RUN])
+@pytest.mark.parametrize(
+    "command", [c for c in shown_commands() if c not in {*NOT_RUN, *ELSEWHERE}]
+)
 def test_a_command_as_shown(
     command: str,
     place: Path,
@@ -227,5 +235,8 @@ def test_a_command_as_shown(
 
 
 def test_what_is_not_run_is_shown() -> None:
+    assert shown_commands().keys() >= ELSEWHERE.keys()
+    for test, what in ELSEWHERE.values():
+        assert what in (ROOT / test).read_text(encoding="utf-8"), test
     assert shown_commands().keys() >= NOT_RUN - {"python -m pytest tests/faults"}
     assert len(shown_commands()) >= 40
