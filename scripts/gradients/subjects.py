@@ -172,6 +172,10 @@ def as_outputs(result: Any, who: str) -> tuple[Array, ...]:
 # --- modules of the courses: forward(x), backward(dout), params, grads ---------------------------
 
 
+# What the gradient of an attribute is called, where it is an attribute, too.
+_GRADIENT_OF = ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad")
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of a module, or of a module in it.
@@ -219,7 +223,7 @@ class Parameter:
             if isinstance(grads, list | tuple):
                 return grads[self.key] if self.key < len(grads) else None
             return grads.get(self.key) if isinstance(grads, dict) else None
-        for form in ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad"):
+        for form in _GRADIENT_OF:
             if (gradient := getattr(owner, form.format(self.key), None)) is not None:
                 return gradient
         return None
@@ -274,6 +278,7 @@ def _parameters(
 def loose_arrays(module: Any) -> list[Parameter]:
     """Return the arrays of floats that a module holds as attributes, outside of ``params``."""
     known = {id(p.value(module)) for p in find_parameters(module)}
+    gradients = {form.format(name) for name in _attributes(module) for form in _GRADIENT_OF}
     return [
         Parameter(name, (), "", name)
         for name, value in _attributes(module).items()
@@ -281,7 +286,8 @@ def loose_arrays(module: Any) -> list[Parameter]:
         and value.dtype.kind == "f"
         and value.size
         and id(value) not in known
-        and not name.lower().startswith(("running", "d", "grad"))
+        and name not in gradients
+        and not name.startswith("running")
     ]
 
 

@@ -317,14 +317,17 @@ def test_arguments_keep_their_types_and_ranges_their_signs(
     assert run(capsys, write(tmp_path, text), *given)[0] == 0
 
 
-def test_arrays_in_no_params_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["shift", "drift", "gradient_free"])
+def test_arrays_in_no_params_are_noted(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = "import numpy as np\n" + SQUARE.replace(
         "    def forward",
         "    def __init__(self):\n        self.shift = np.ones(4)\n    def forward",
     ).replace("x ** 2", "x ** 2 + self.shift")
-    status, classes, _ = run(capsys, write(tmp_path, text))
+    status, classes, _ = run(capsys, write(tmp_path, text.replace("shift", name)))
     (note,) = classes["Square"]["notes"]
-    assert status == 0 and note == "shift changes the output but is in no params: not checked"
+    assert status == 0 and note == f"{name} changes the output but is in no params: not checked"
 
 
 def test_a_network_of_wrong_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
