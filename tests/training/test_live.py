@@ -166,9 +166,12 @@ def _in_terminal(
         },
     )  # fmt: skip
     os.close(slave)
-    written, deadline = b"", time.monotonic() + DEADLINE
+    written, deadline = bytearray(), time.monotonic() + DEADLINE
     try:
-        while select.select([master], [], [], max(0, deadline - time.monotonic()))[0]:
+        # A child that writes without end always has something to read: time decides, not select.
+        while (left := deadline - time.monotonic()) > 0:
+            if not select.select([master], [], [], left)[0]:
+                continue
             try:
                 part = os.read(master, 65536)
             except OSError:  # Linux's way to say that the terminal has no other end any more
@@ -185,7 +188,8 @@ def _in_terminal(
         process.kill()
         process.wait()
         os.close(master)
-    pytest.fail(f"no end after {DEADLINE} s; {len(written)} bytes, the last: {written[-4000:]!r}")
+    last = bytes(written[-4000:])
+    pytest.fail(f"no end after {DEADLINE} s; {len(written)} bytes, the last: {last!r}")
 
 
 def _apart(
