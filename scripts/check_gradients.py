@@ -34,6 +34,7 @@ from training.errors import UserError
 
 _ROOT = Path(__file__).parents[1]
 _LARGEST = 2_000  # entries of an input: each costs four forward passes
+_MOST_SAID = 2**20  # bytes of a user's standard error that are kept
 
 
 @dataclass
@@ -148,7 +149,8 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
     asked.write_text(json.dumps(order), encoding="utf-8")
     events.write_text("")
     search = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    with said.open("w") as stderr:
+    said.unlink(missing_ok=True)
+    with said.open("ab") as stderr:  # at the end, wherever that is
         child = subprocess.Popen(
             # -P: a "scripts" or "training" in the current folder is not ours.
             [sys.executable, "-P", "-m", "scripts.gradients.child", str(asked), str(events)],
@@ -159,7 +161,7 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
             start_new_session=True,
         )
         try:
-            late = _wait(child, events, time_limit)
+            late = _wait(child, events, said, time_limit)
         finally:
             _end(child)
     begun: dict[str, Any] | None = None
@@ -199,14 +201,16 @@ def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome
     return True
 
 
-def _wait(child: subprocess.Popen[bytes], events: Path, time_limit: float) -> bool:
-    """Wait for the child; return True if it said nothing new for ``time_limit`` seconds."""
+def _wait(child: subprocess.Popen[bytes], events: Path, said: Path, time_limit: float) -> bool:
+    """Wait for the child; return True if there was no event for ``time_limit`` seconds."""
     size, since = -1, time.monotonic()
     while child.poll() is None:
         if (now := events.stat().st_size) != size:
             size, since = now, time.monotonic()
         if time.monotonic() - since > time_limit:
             return True
+        if said.stat().st_size > _MOST_SAID:  # an endless loop that prints fills no disk
+            os.truncate(said, 0)
         time.sleep(0.01)
     return False
 

@@ -18,6 +18,7 @@ from conftest import ROOT
 from planted_mistakes import CORRECT, MISTAKES
 from random_shapes import correct_classes, false_alarms
 
+from scripts import check_gradients
 from scripts.check_gradients import main
 from scripts.gradients.checking import Case, check, compare
 from scripts.gradients.child import check_class
@@ -273,6 +274,21 @@ def test_the_report_is_json_whatever_the_gradient_holds(
     report = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
     (finding,) = report["classes"][0]["findings"]
     assert finding["diagnosis"] == "not-finite" and finding["analytic"] is None
+
+
+def test_an_endless_loop_that_prints_fills_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_gradients, "_MOST_SAID", 2_000)
+    file = write(
+        tmp_path,
+        "import sys, time\nwhile True:\n    print('x' * 99, file=sys.stderr)\n    time.sleep(1e-4)",
+    )
+    outcome = check_gradients.Outcome()
+    order = {"init": [], "shapes": [], "range": None, "tolerance": 1e-6, "path": file, "done": []}
+    check_gradients._one_process(order, tmp_path, 1.5, outcome)
+    assert outcome.results[0]["findings"][0]["diagnosis"] == "time-out"
+    assert (tmp_path / "stderr").stat().st_size < 50_000
 
 
 def test_the_process_of_a_users_code_ends_with_the_command(tmp_path: Path) -> None:
