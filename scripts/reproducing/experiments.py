@@ -93,7 +93,8 @@ _MLP = "--max-steps 60 --eval-every 30"
 _CONVNET = "--max-steps 15 --eval-every 5 --eval-splits"  # one evaluation, at the end: it is long
 _MNIST = "--max-steps 60 --eval-every 30"
 _SEEDS = (0, 1, 2)
-_REPORT = "train-mlp-pytorch --preset uva-report"
+_TORCH = "train-mlp-pytorch --precision float32"  # as the NumPy network, on every machine
+_REPORT = f"{_TORCH} --preset uva-report"
 
 _UVA = Section(
     "University of Amsterdam, assignment 1 of 2018",
@@ -108,11 +109,11 @@ _UVA = Section(
             "about 0.46", 0.46, 0.3, _MLP, _SEEDS, figure=True,
         ),
         Experiment(
-            "torch-mlp", "train-mlp-pytorch --preset uva-2018",
+            "torch-mlp", f"{_TORCH} --preset uva-2018",
             "about 0.46", 0.46, 0.4, _MLP, _SEEDS, figure=True,
         ),
         Experiment(
-            "torch-mlp-sgd-lr", "train-mlp-pytorch --preset uva-2018 --lr 2e-4",
+            "torch-mlp-sgd-lr", f"{_TORCH} --preset uva-2018 --lr 2e-4",
             "not in it", None, 0.4, _MLP, _SEEDS, figure=True,
         ),
         Experiment(
