@@ -40,6 +40,7 @@ _PLAIN, _OTHER = Sizes(5, 4, 3), Sizes(9, 6, 2)
 _ONE, _SQUARE = Sizes(1, 4, 3), Sizes(4, 4, 4)
 # What cannot run unless all sizes are equal, and then is wrong.
 _HIDDEN_BY_SQUARES = ("transposed-factor", "transposed-gradient", "flipped-kernel")
+_LARGER = "after a larger batch"
 Builder = Callable[..., list[Subject]]
 
 
@@ -130,7 +131,8 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
     """Check a class at several points.
 
     Two sizes, with and without the defaults of arguments; large inputs; a batch of one; the second
-    pass of one object; and, where it takes them, inputs of another rank.
+    pass of one object, and one after a larger batch; and, where it takes them, inputs of another
+    rank.
     """
     rng = np.random.default_rng(0)
     checked = Checked()
@@ -146,16 +148,21 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
     checked.settings = main.settings
     checked.notes += main.notes
     checked.layers = main.layers
-    plans: list[tuple[str, Callable[[], Subject], bool]] = [("", lambda: main, False)]
-    if found.kind in ("module", "torch module"):
-        plans.append(("second pass of one object", lambda: main, True))
+    for name in main.ungraded:
+        text = "it changes the output, and no gradient of it was found: looked for in grads, as "
+        text += f"attributes such as d{name} or {name}_grad, and in what backward returns"
+        checked.findings[name] = Finding(name, "NOT CHECKED", "no-gradient", text)
+    plans: list[tuple[str, Callable[[], Subject], int | None]] = [("", lambda: main, None)]
+    again = found.kind in ("module", "torch module")
+    plans += [("second pass of one object", lambda: main, 0)] * again
     for vary in (2, 1):
         other = Point(_OTHER, vary)
-        plans.append(("other sizes and settings", lambda p=other: build(p)[0], False))  # type: ignore[misc]
+        plans.append(("other sizes and settings", lambda p=other: build(p)[0], None))  # type: ignore[misc]
     large = Point(_PLAIN, scale=4.0)
-    plans.append(("large values", lambda: build(large)[0], False))
+    plans.append(("large values", lambda: build(large)[0], None))
     if not given.shapes:
-        plans.append(("a batch of one", lambda: build(Point(_ONE))[0], False))
+        plans.append(("a batch of one", lambda: build(Point(_ONE))[0], None))
+    plans += [(_LARGER, lambda: main, 1)] * (again and main.batch_axis and main.kind != "loss")
     for number, (title, make, warm) in enumerate(plans):
         try:
             subject = make()
@@ -163,14 +170,18 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
             continue
         for finding in _checked(found, given, subject, rng, tolerance, warm):
             finding = dataclasses.replace(finding, point=_point(subject, title))
-            # Switches that are changed may ask for what is not there.
-            if number and finding.diagnosis == "crash" and "settings" in title:
+            # Switches that are changed may ask for what is not there, arrays may be made once.
+            if finding.diagnosis == "crash" and ("settings" in title or title == _LARGER):
                 continue
+            if finding.verdict == "WRONG" and title == _LARGER:
+                text = "right on a new object, wrong after a larger batch: it still uses something "
+                text += "of that one"
+                finding = dataclasses.replace(finding, diagnosis="stale-cache", explanation=text)
             _keep(checked.findings, finding, number)
         if any(f.variable == "" and not f.passed for f in checked.findings.values()):
             break
     for subject in first[1:]:
-        for finding in _checked(found, given, subject, rng, tolerance, False):
+        for finding in _checked(found, given, subject, rng, tolerance, None):
             if finding.passed:
                 _keep(checked.findings, finding, 1)
             else:
@@ -198,7 +209,7 @@ def _checked(
     subject: Subject,
     rng: np.random.Generator,
     tolerance: float,
-    warm: bool,
+    warm: int | None,
 ) -> Iterator[Finding]:
     try:
         with np.errstate(all="ignore"):

@@ -12,6 +12,7 @@ import ast
 import contextlib
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ from scripts.gradients.subjects import (
     Subject,
     TorchSession,
     find_parameters,
+    is_module,
     loose_arrays,
     reseed,
 )
@@ -129,6 +131,11 @@ _NUMBERS = {
     **dict.fromkeys(_NAMES["least"], -0.8),
     **dict.fromkeys(_NAMES["most"], 0.9),
 }
+
+# Attributes that are parameters by their names: W, b1, W_xh, bias, gamma.
+_PARAMETER = re.compile(
+    r"_*((w|b)(_?\d+|_?[a-z]{0,2})|weights?\d*|bias(es)?\d*|gamma\d*|beta\d*)_*", re.IGNORECASE
+)
 
 
 def parse_arguments(text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -379,8 +386,7 @@ def module_subjects(
     def make(candidate: Candidate) -> Subject:
         subject = Subject(cls.__name__, "module", candidate.variables, tuple(names), start)
         subject.settings = settings
-        subject.is_network = any(p.path for p in parameters)
-        subject.layers = sorted({type(p.owner(template)).__name__ for p in parameters if p.path})
+        _made_of(subject, template, parameters)
         return _with_loose_arrays(subject, template, again, parameters, rng)
 
     return _accept(candidates(), like, names, make)
@@ -394,17 +400,18 @@ def _with_loose_arrays(
     rng: np.random.Generator,
 ) -> Subject:
     """Take for parameters what is kept as ``W`` with its gradient as ``dW``, and note the rest."""
-    loose = loose_arrays(template)
+    loose = [p for p in loose_arrays(template) if p.name not in subject.inputs]
     if not loose:
         return subject
-    session = subject.start()
-    assert isinstance(session, ModuleSession)
+    together = [*parameters, *loose]
+    session = ModuleSession(template, again, together, subject.inputs)
     try:
-        outputs = session.forward(subject.variables)
-        session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
+        own = {p.name: p.value(template) for p in loose}
+        outputs = session.forward(subject.variables | own)
+        gradients = session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
     except Exception:  # the check itself will say so
         return subject
-    trained = [p for p in loose if p.gradient(session.module) is not None]
+    trained = [p for p in loose if gradients[p.name] is not None]
     for parameter in loose:
         if parameter in trained:
             continue
@@ -412,15 +419,25 @@ def _with_loose_arrays(
         value = parameter.value(other.module)
         parameter.set(other.module, value + 0.1 * (1 + np.abs(value)))
         with contextlib.suppress(Exception):
-            if not _same_outputs(other.forward(subject.variables), outputs):
-                subject.notes.append(
-                    f"{parameter.name} changes the output but is in no params: not checked"
-                )
+            if _same_outputs(other.forward(subject.variables), outputs):
+                continue
+            if _PARAMETER.fullmatch(str(parameter.key)) or not is_module(parameter.owner(template)):
+                subject.ungraded.append(parameter.name)
+            else:
+                text = "changes the output and has no gradient: taken for a constant"
+                subject.notes.append(f"{parameter.name} {text}")
     if trained:
         together = [*parameters, *trained]
         subject.variables |= {p.name: draw(rng, p.value(template).shape) for p in trained}
         subject.start = lambda: ModuleSession(template, again, together, subject.inputs)
+        _made_of(subject, template, together)
     return subject
+
+
+def _made_of(subject: Subject, template: Any, parameters: list[Parameter]) -> None:
+    owners = [p.owner(template) for p in parameters if p.path]
+    subject.layers = sorted({type(owner).__name__ for owner in owners if is_module(owner)})
+    subject.is_network = bool(subject.layers)
 
 
 def _same_outputs(ours: Sequence[Array], others: Sequence[Array]) -> bool:

@@ -8,10 +8,12 @@ that random masks repeat and nothing that a pass leaves behind reaches the next.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +24,7 @@ from numpy_mlp.autograd.core import Context, Op
 
 Array = NDArray[Any]
 Variables = Mapping[str, Array]
+Steps = tuple[tuple[str, Any], ...]  # attributes and items that lead from a module to another
 
 
 class ContractError(Exception):
@@ -79,6 +82,7 @@ class Subject:
         layout: what kind of inputs these are.
         optional: variables that may have no gradient.
         is_network: made of other modules: it may keep the gradient of its input to itself.
+        ungraded: what looks like a parameter and has no gradient.
         notes: what is left unchecked.
         layers: names of the classes that it is made of.
         elsewhere: makes the same with other sizes, or None.
@@ -95,6 +99,7 @@ class Subject:
     layout: str = ""
     optional: frozenset[str] = frozenset()
     is_network: bool = False
+    ungraded: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
     elsewhere: Callable[[], Subject | None] = lambda: None
@@ -172,8 +177,27 @@ def as_outputs(result: Any, who: str) -> tuple[Array, ...]:
 # --- modules of the courses: forward(x), backward(dout), params, grads ---------------------------
 
 
-# What the gradient of an attribute is called, where it is an attribute, too.
-_GRADIENT_OF = ("d{}", "d_{}", "{}_grad", "grad_{}", "g{}", "{}grad")
+# What the gradient of W is called, as an attribute or a key, but for case and underscores.
+_GRADIENT_OF = (
+    "d{}", "g{}", "grad{}", "gradient{}", "delta{}", "nabla{}", "dld{}", "djd{}", "dlossd{}",
+    "{}grad", "{}grads", "{}gradient", "{}gradients",
+)  # fmt: skip
+_SYNONYMS = ({"w", "weight", "weights"}, {"b", "bias", "biases"})
+_GRADIENTS = ("grads", "gradients", "grad", "gradient")  # what holds them
+_STATE = ("cache", "ctx", "context", "saved", "tape")  # what forward hands on to backward
+
+
+def _plain(name: Any) -> str:
+    return str(name).lower().replace("_", "")
+
+
+def gradient_name(key: Any, names: Iterable[Any]) -> Any:
+    """Return the one of ``names`` that the gradient of ``key`` has, or None."""
+    synonyms = next((words for words in _SYNONYMS if _plain(key) in words), {_plain(key)})
+    wanted = {form.format(word) for form in _GRADIENT_OF for word in synonyms}
+    found = [name for name in names if _plain(name) in wanted]
+    # Where there are both a W and a w, case decides.
+    return max(found, key=lambda name: str(key).strip("_") in str(name), default=None)
 
 
 @dataclass(frozen=True)
@@ -182,13 +206,13 @@ class Parameter:
 
     Attributes:
         name: as it is shown.
-        path: attribute names, and keys and indices, that lead to the module.
+        path: what leads to the module, or to the object of a value and a gradient.
         holder: ``params``, a dictionary or a list; or empty for an attribute of the module itself.
         key: in the holder.
     """
 
     name: str
-    path: tuple[tuple[str, Any], ...]
+    path: Steps
     holder: str
     key: Any
 
@@ -218,15 +242,18 @@ class Parameter:
     def gradient(self, module: Any) -> Any:
         """Return the gradient that ``backward`` has left for it in ``module``, or None."""
         owner = self.owner(module)
-        if self.holder:
-            grads = getattr(owner, "grads", None)
-            if isinstance(grads, list | tuple):
+        held = [getattr(owner, name, None) for name in _GRADIENTS]
+        if not is_module(owner):  # an object of a value and its gradient
+            return next((one for one in held if isinstance(one, np.ndarray | float)), None)
+        for grads in held:
+            if isinstance(grads, list | tuple) and isinstance(self.key, int):
                 return grads[self.key] if self.key < len(grads) else None
-            return grads.get(self.key) if isinstance(grads, dict) else None
-        for form in _GRADIENT_OF:
-            if (gradient := getattr(owner, form.format(self.key), None)) is not None:
-                return gradient
-        return None
+            if isinstance(grads, dict):
+                key = self.key if self.key in grads else gradient_name(self.key, grads)
+                return grads.get(key)
+        names = [name for name in dir(owner) if not callable(getattr(owner, name, None))]
+        name = gradient_name(self.key, names)
+        return None if name is None else getattr(owner, name)
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
@@ -236,59 +263,74 @@ def _attributes(thing: Any) -> dict[str, Any]:
     return found | getattr(thing, "__dict__", {})
 
 
-def _is_module(thing: Any) -> bool:
+def is_module(thing: Any) -> bool:
+    """Say whether something has a forward and a backward pass."""
     return callable(getattr(thing, "forward", None)) and callable(getattr(thing, "backward", None))
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _owners(thing: Any, path: Steps, seen: set[int]) -> Iterator[tuple[Steps, Any]]:
+    """Yield a module and the modules, and objects of a value and a gradient, that it holds."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    yield path, thing
+    for attribute, value in _attributes(thing).items() if is_module(thing) else ():
+        inner: list[tuple[Steps, Any]] = [((("attribute", attribute),), value)]
+        if isinstance(value, list | tuple | dict):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            inner = [((("attribute", attribute), ("item", key)), item) for key, item in items]
+        for steps, one in inner:
+            if is_module(one) or (
+                not isinstance(one, type)
+                and any(name in _attributes(one) for name in _GRADIENTS)
+                and any(map(_is_float, _attributes(one).values()))
+            ):
+                yield from _owners(one, (*path, *steps), seen)
+
+
+def _name(path: Steps, key: Any) -> str:
+    return ".".join([*(str(step) for _, step in path), str(key)])
 
 
 def find_parameters(module: Any) -> list[Parameter]:
     """Return the entries of ``params`` of a module and of the modules that it holds."""
-    return list(_parameters(module, (), set()))
-
-
-def _parameters(
-    module: Any, path: tuple[tuple[str, Any], ...], seen: set[int]
-) -> Iterator[Parameter]:
-    if id(module) in seen:
-        return
-    seen.add(id(module))
-    params = getattr(module, "params", None)
-    entries: list[tuple[Any, Any]] = []
-    if isinstance(params, dict):
-        entries = list(params.items())
-    elif isinstance(params, list):
-        entries = list(enumerate(params))
-    for key, value in entries:
-        if isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
-            name = ".".join([*(str(step) for _, step in path), str(key)])
+    found: list[Parameter] = []
+    seen: set[int] = set()
+    for path, owner in _owners(module, (), set()):
+        params = getattr(owner, "params", None)
+        entries: list[tuple[Any, Any]] = []
+        if isinstance(params, dict):
+            entries = list(params.items())
+        elif isinstance(params, list):
+            entries = list(enumerate(params))
+        for key, value in entries:
             # A network whose params are those of its layers has each of them once.
-            if id(value) not in seen or isinstance(value, float):
+            if isinstance(value, float) or (_is_float(value) and id(value) not in seen):
                 seen.add(id(value))
-                yield Parameter(name, path, "params", key)
-    for attribute, value in _attributes(module).items():
-        if _is_module(value):
-            yield from _parameters(value, (*path, ("attribute", attribute)), seen)
-        elif isinstance(value, list | tuple | dict):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            for key, item in items:
-                if _is_module(item):
-                    steps = (("attribute", attribute), ("item", key))
-                    yield from _parameters(item, (*path, *steps), seen)
+                found.append(Parameter(_name(path, key), path, "params", key))
+    return found
 
 
 def loose_arrays(module: Any) -> list[Parameter]:
-    """Return the arrays of floats that a module holds as attributes, outside of ``params``."""
+    """Return the arrays of floats that are attributes: of a module, or of what it holds."""
     known = {id(p.value(module)) for p in find_parameters(module)}
-    gradients = {form.format(name) for name in _attributes(module) for form in _GRADIENT_OF}
-    return [
-        Parameter(name, (), "", name)
-        for name, value in _attributes(module).items()
-        if isinstance(value, np.ndarray)
-        and value.dtype.kind == "f"
-        and value.size
-        and id(value) not in known
-        and name not in gradients
-        and not name.startswith("running")
-    ]
+    found: list[Parameter] = []
+    for path, owner in _owners(module, (), set()):
+        attributes = _attributes(owner)
+        for name, value in attributes.items():
+            if not _is_float(value) or not value.size or id(value) in known:
+                continue
+            if name.startswith("running") or name in _GRADIENTS:
+                continue
+            if any(gradient_name(other, [name]) for other in attributes if other != name):
+                continue
+            known.add(id(value))
+            found.append(Parameter(_name(path, name), path, "", name))
+    return found
 
 
 class ModuleSession(Session):
@@ -309,6 +351,9 @@ class ModuleSession(Session):
             self.module = again()
         self.parameters, self.inputs = parameters, inputs
         self.name = type(template).__name__
+        words = list(inspect.signature(self.module.backward).parameters)
+        self.hands_on = len(words) > 1 and words[1].lower() in _STATE
+        self.state: Any = None
 
     def _params(self) -> dict[str, Array]:
         return {p.name: p.value(self.module) for p in self.parameters}
@@ -323,6 +368,8 @@ class ModuleSession(Session):
         self.given = {name: variables[name].copy() for name in self.inputs}
         reseed()
         result = self.module.forward(*self._arguments())
+        if self.hands_on:
+            result, self.state = result
         outputs = as_outputs(result, f"{self.name}.forward")
         self._watch("input-modified", "forward", self.given, variables)
         before = {p.name: variables[p.name] for p in self.parameters}
@@ -334,6 +381,9 @@ class ModuleSession(Session):
         upstream = {f"dout{i}" if i else "dout": dout.copy() for i, dout in enumerate(douts)}
         params = {name: array.copy() for name, array in self._params().items()}
         given = {name: array.copy() for name, array in self.given.items()}
+        for name in ("zero_grad", "zero_grads"):  # gradients that add up do so on purpose then
+            with contextlib.suppress(AttributeError, TypeError):
+                getattr(self.module, name)()
         result = self._call(tuple(upstream.values()))
         self._watch(
             "upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True))
@@ -348,10 +398,25 @@ class ModuleSession(Session):
         for parameter in self.parameters:
             gradient = parameter.gradient(self.module)
             gradients[parameter.name] = None if gradient is None else np.array(gradient)
+        lists = [getattr(self.module, name, None) for name in _GRADIENTS]
+        for listed in (results[len(self.inputs) :], *lists):
+            if isinstance(listed, list | tuple):
+                gradients |= self._in_order(listed, gradients)
         return gradients
 
+    def _in_order(self, listed: Sequence[Any], known: dict[str, Array | None]) -> dict[str, Array]:
+        """Return what is listed for the parameters whose gradients are not known by a name."""
+        unknown = [p for p in self.parameters if known[p.name] is None]
+        pairs = list(zip(unknown, listed, strict=False))
+        if len(listed) != len(unknown) or any(
+            gradient is None or np.size(gradient) != p.value(self.module).size
+            for p, gradient in pairs
+        ):
+            return {}
+        return {p.name: np.array(gradient) for p, gradient in pairs}
+
     def _call(self, douts: tuple[Array, ...]) -> Any:
-        return self.module.backward(*douts)
+        return self.module.backward(*douts, *([self.state] if self.hands_on else []))
 
 
 class LossSession(ModuleSession):

@@ -722,7 +722,86 @@ class Constant:
         return 0 * dout
 
 
-CORRECT = ("Layer", "BatchNorm")
+class Part:
+    """Holds its weight as an attribute; right by itself."""
+
+    def __init__(self, n_in, n_out):
+        self.weights = np.zeros((n_in, n_out))
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.weights
+
+    def backward(self, dout):
+        self.d_weights = self.x.T @ dout
+        return dout @ self.weights.T
+
+
+class WeightsOfParts:
+    def __init__(self, n_in, n_out):
+        self.parts = [Part(n_in, 5), Part(5, n_out)]
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part.forward(x)
+        return x
+
+    def backward(self, dout):
+        for part in reversed(self.parts):
+            dout = part.backward(dout)
+        self.parts[0].d_weights *= -1
+        return dout
+
+
+class Variable:
+    def __init__(self, value):
+        self.value, self.grad = value, None
+
+
+class WeightIsAnObject:
+    def __init__(self, n_in, n_out):
+        self.weight = Variable(np.zeros((n_in, n_out)))
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.weight.value
+
+    def backward(self, dout):
+        self.weight.grad = self.x.T @ dout / len(dout)
+        return dout @ self.weight.value.T
+
+
+class GradientsReturned(Part):
+    def __init__(self, n_in, n_out):
+        super().__init__(n_in, n_out)
+        self.bias = np.zeros(n_out)
+
+    def forward(self, x):
+        return super().forward(x) + self.bias
+
+    def backward(self, dout):
+        return dout @ self.weights.T, -self.x.T @ dout, dout.sum(axis=0)
+
+
+class GradientOfAnotherName(Part):
+    def backward(self, dout):
+        self.nabla_w = -self.x.T @ dout
+        return dout @ self.weights.T
+
+
+class KeepsTheFirstBatchSize:
+    n = 0
+
+    def forward(self, x):
+        self.shape = x.shape
+        self.n = self.n or len(x)
+        return x.mean(axis=0)
+
+    def backward(self, dout):
+        return np.broadcast_to(dout / self.n, self.shape)
+
+
+CORRECT = ("Part", "Layer", "BatchNorm")
 MISTAKES = {
     "LinearMeanOfWeightGradient": ("extra-1/N", "weight"),
     "LinearNoInput": ("missing-factor", "weight"),
@@ -802,4 +881,9 @@ MISTAKES = {
     "HardSigmoid": ("outside-range", "x"),
     "ClipNothingComesBack": ("zero-gradient", "x"),
     "Constant": ("constant", "x"),
+    "WeightsOfParts": ("sign", "parts.0.weights"),
+    "WeightIsAnObject": ("extra-1/N", "weight.value"),
+    "GradientsReturned": ("sign", "weights"),
+    "GradientOfAnotherName": ("sign", "weights"),
+    "KeepsTheFirstBatchSize": ("stale-cache", "x"),
 }

@@ -62,7 +62,7 @@ def false_alarms(count: int, seed: int) -> tuple[list[str], Counter[str]]:
             continue  # batch normalisation says no to a batch of one
         subject = subjects[int(rng.integers(len(subjects)))]
         with np.errstate(all="ignore"):
-            findings = check(subject, rng, diagnose, warm=bool(rng.integers(2)))
+            findings = check(subject, rng, diagnose, warm=0 if rng.integers(2) else None)
         checked[found.cls.__name__] += 1
         # A softmax of one class is 1, a batch of one less its mean is 0: that is no alarm.
         findings = [f for f in findings if not f.passed and f.diagnosis != "constant"]

@@ -1006,3 +1006,72 @@ class Sum:
 
     def backward(self, dout):
         return np.full(self.s, dout)
+
+
+class Dictionaries:
+    """Parameters W1 and b1, gradients dW1 and db1."""
+
+    def __init__(self, n_in, n_out):
+        self.params = {"W1": np.zeros((n_in, n_out)), "b1": np.zeros(n_out)}
+        self.grads = {}
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params["W1"] + self.params["b1"]
+
+    def backward(self, dout):
+        self.grads["dW1"] = self.x.T @ dout
+        self.grads["db1"] = dout.sum(0)
+        return dout @ self.params["W1"].T
+
+
+class HandsItsCacheOn:
+    def __init__(self, n_in, n_out):
+        self.W, self.b = np.zeros((n_in, n_out)), np.zeros(n_out)
+
+    def forward(self, x):
+        return x @ self.W + self.b, (x, self.W)
+
+    def backward(self, dout, cache):
+        x, W = cache
+        return dout @ W.T, x.T @ dout, dout.sum(0)
+
+
+class Tensor:
+    def __init__(self, data):
+        self.data, self.grad = data, np.zeros_like(data)
+
+
+class AddsUpOnPurpose:
+    def __init__(self, n_features):
+        self.gain = Tensor(np.ones(n_features))
+
+    def zero_grad(self):
+        self.gain.grad[:] = 0
+
+    def forward(self, x):
+        self.x = x
+        return x * self.gain.data
+
+    def backward(self, dout):
+        self.gain.grad += (dout * self.x).sum(0)
+        return dout * self.gain.data
+
+
+class Stack:
+    def __init__(self, n_features):
+        self.layers = {"first": AddsUpOnPurpose(n_features), "then": AddsUpOnPurpose(n_features)}
+
+    def zero_grad(self):
+        for layer in self.layers.values():
+            layer.zero_grad()
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = layer.forward(x)
+        return x
+
+    def backward(self, dout):
+        for layer in reversed(self.layers.values()):
+            dout = layer.backward(dout)
+        return dout

@@ -343,7 +343,50 @@ def test_arrays_in_no_params_are_noted(
     ).replace("x ** 2", "x ** 2 + self.shift")
     status, classes, _ = run(capsys, write(tmp_path, text.replace("shift", name)))
     (note,) = classes["Square"]["notes"]
-    assert status == 0 and note == f"{name} changes the output but is in no params: not checked"
+    text = "changes the output and has no gradient: taken for a constant"
+    assert status == 0 and note == f"{name} {text}"
+
+
+@pytest.mark.parametrize("name", ["W", "bias", "b1", "W_xh", "_gamma"])
+def test_a_parameter_without_a_gradient_is_not_passed_over(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import numpy as np\n" + SQUARE.replace(
+        "    def forward",
+        f"    def __init__(self):\n        self.{name} = np.ones(4)\n    def forward",
+    ).replace("x ** 2", f"x ** 2 + self.{name}")
+    status, classes, _ = run(capsys, write(tmp_path, text))
+    assert status == 1
+    verdicts = {
+        f["variable"]: (f["verdict"], f["diagnosis"]) for f in classes["Square"]["findings"]
+    }
+    assert verdicts == {name: ("NOT CHECKED", "no-gradient"), "x": ("ok", "")}
+
+
+@pytest.mark.parametrize("variant", ["float32", "weight in float32"])
+def test_float32_is_allowed_by_who_asks_for_few_digits(
+    variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+import numpy as np
+class Dense:
+    def __init__(self, n_in, n_out):
+        self.params = {"W": np.ones((n_in, n_out), np.float32)}
+        self.grads = {}
+    def forward(self, x):
+        self.x = x.astype(np.float32)
+        return self.x @ self.params["W"]
+    def backward(self, dout):
+        dout = dout.astype(np.float32)
+        self.grads["W"] = self.x.T @ dout
+        return dout @ self.params["W"].T
+"""
+    if variant == "float32":
+        text = text.replace('self.params["W"]', 'self.params["W"].astype(np.float32)')
+    file = write(tmp_path, text)
+    status, classes, _ = run(capsys, file)
+    assert status == 1 and {kind for kind, _ in wrong(classes["Dense"])} == {"float32-noise"}
+    assert run(capsys, file, "--tolerance", "1e-3")[0] == 0
 
 
 def test_a_network_of_wrong_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
