@@ -200,6 +200,11 @@ def gradient_name(key: Any, names: Iterable[Any]) -> Any:
     return max(found, key=lambda name: str(key).strip("_") in str(name), default=None)
 
 
+def _gradient_in(grads: Mapping[Any, Any], key: Any) -> Any:
+    """Return the gradient of ``key`` in a dictionary of gradients, or None."""
+    return grads.get(key if key in grads else gradient_name(key, grads))
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter of a module, or of a module in it.
@@ -249,8 +254,7 @@ class Parameter:
             if isinstance(grads, list | tuple) and isinstance(self.key, int):
                 return grads[self.key] if self.key < len(grads) else None
             if isinstance(grads, dict):
-                key = self.key if self.key in grads else gradient_name(self.key, grads)
-                return grads.get(key)
+                return _gradient_in(grads, self.key)
         names = [name for name in dir(owner) if not callable(getattr(owner, name, None))]
         name = gradient_name(self.key, names)
         return None if name is None else getattr(owner, name)
@@ -394,9 +398,14 @@ class ModuleSession(Session):
         gradients: dict[str, Array | None] = {}
         for i, name in enumerate(self.inputs):
             gradient = results[i] if i < len(results) else None
+            if isinstance(gradient, dict):
+                gradient = _gradient_in(gradient, name)
             gradients[name] = None if gradient is None else np.array(gradient)
         for parameter in self.parameters:
             gradient = parameter.gradient(self.module)
+            for returned in results:
+                if gradient is None and isinstance(returned, dict):
+                    gradient = _gradient_in(returned, parameter.key)
             gradients[parameter.name] = None if gradient is None else np.array(gradient)
         lists = [getattr(self.module, name, None) for name in _GRADIENTS]
         for listed in (results[len(self.inputs) :], *lists):

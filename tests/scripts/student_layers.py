@@ -1075,3 +1075,15 @@ class Stack:
         for layer in reversed(self.layers.values()):
             dout = layer.backward(dout)
         return dout
+
+
+class ReturnsDictionaries:
+    def __init__(self, n_in, n_out):
+        self.W, self.b = np.zeros((n_in, n_out)), np.zeros(n_out)
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    def backward(self, dout):
+        return dout @ self.W.T, {"W": self.x.T @ dout, "b": dout.sum(0)}
