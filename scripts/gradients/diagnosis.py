@@ -259,36 +259,42 @@ def _rounded(look: _Look) -> Answer:
         half = np.array_equal(look.a, look.a.astype(np.float16))
         return "float32-noise", f"{text} {'float16' if half else 'float32'} somewhere"
     # bfloat16 is right to 2⁻⁹, float16 to 2⁻¹¹ and float32 to 2⁻²⁴, less what is lost later on.
-    if off < 2**-8 and _grainy(look, error, off):
+    bends = [np.minimum(b, error.max()).mean() for b in _bends(look, 2 * off, look.given_for)]
+    if off < 2**-8 and np.median(bends) > 0.5 * error.mean():
         precision = "float32" if off < 2**-14 else "half precision"
         return "float32-noise", f"{text} {precision} somewhere"
+    bends = [b.mean() for b in _bends(look, 1e-7, lambda _, **at: look.evaluate(**at)[0])]
+    if np.median(bends) > 1e-9 * np.abs(look.y).max():
+        return "float32-noise", f"{text} float32 somewhere in forward"
     return None
 
 
-def _grainy(look: _Look, error: Array, off: float) -> bool:
-    """Say whether the gradient changes by jumps of about its error, as what is rounded does.
+def _bends(look: _Look, size: float, of: Callable[..., Array]) -> Iterator[Array]:
+    """Yield second differences of ``of`` over random steps of some relative size.
 
-    The second differences of a smooth error are smaller than itself, by far.
+    They are small, in proportion to the square of the size, unless ``of`` changes by jumps, as what
+    is rounded does. Of five, some may meet a kink.
     """
-    rng, found = np.random.default_rng(8), []
-    for _ in range(5):  # of which some may meet a kink
-        moves = {n: 2 * off * rng.standard_normal(v.shape) for n, v in look.case.variables.items()}
-        sway = [2 * off * rng.standard_normal(dout.shape) for dout in look.case.douts]
+    rng, douts = np.random.default_rng(8), look.case.douts
+    for _ in range(5):
+        moves = {n: size * rng.standard_normal(v.shape) for n, v in look.case.variables.items()}
+        sway = [size * rng.standard_normal(dout.shape) for dout in douts]
         left, middle, right = (
-            look.given_for(
-                tuple(d * (1 + k * s) for d, s in zip(look.case.douts, sway, strict=True)),
-                **{name: look.case.variables[name] * (1 + k * m) for name, m in moves.items()},
+            of(
+                tuple(d * (1 + k * s) for d, s in zip(douts, sway, strict=True)),
+                **{n: v * (1 + k * moves[n]) for n, v in look.case.variables.items()},
             )
             for k in (-1, 0, 1)
         )
-        found.append(np.minimum(np.abs(left - 2 * middle + right), error.max()).mean())
-    return bool(np.median(found) > 0.5 * error.mean())
+        yield np.abs(left - 2 * middle + right)
 
 
 def _quantities(look: _Look) -> dict[str, float]:
     """Return the numbers of the problem that a factor may be, by name."""
     found: dict[str, float] = {"2": 2.0, "3": 3.0, "ln 2": float(np.log(2))}
-    for key, value in look.case.subject.settings.items():
+    module = getattr(look.case.subject.start(), "module", None)
+    own = {k: v for k, v in getattr(module, "__dict__", {}).items() if not k.startswith("_")}
+    for key, value in {**own, **look.case.subject.settings}.items():
         if isinstance(value, int | float) and not isinstance(value, bool) and value not in (0, 1):
             rest = 1.0 - value
             found |= {key: float(value), f"(1 - {key})": rest, f"{key}/(1 - {key})": value / rest}
@@ -321,12 +327,12 @@ def _names(c: float, look: _Look) -> dict[str, None]:
 
 
 def _named(c: float, look: _Look) -> str:
-    """Return a factor in words; of several that fit, the one that fits at other sizes, too."""
+    """Return a factor in words that fit at other sizes, too, or as a number."""
     names = list(_names(c, look))
-    if len(names) > 1 and (other := _elsewhere(look)) is not None:
+    if names and (other := _elsewhere(look)) is not None:
         elsewhere = _ratio(other.a, other.n)
-        both = [] if elsewhere is None else [n for n in names if n in _names(elsewhere, other)]
-        names = both or names
+        if elsewhere is not None and not np.isclose(elsewhere, 1):
+            names = [name for name in names if name in _names(elsewhere, other)]
     return names[0] if names else f"{c:.6g}"
 
 
@@ -837,7 +843,8 @@ def _by_value(look: _Look) -> Answer:
     for name, value in values.items():
         if np.ptp(value) == 0 or np.broadcast_shapes(value.shape, look.n.shape) != look.n.shape:
             continue
-        if (c := _ratio(look.a, look.n * value)) is not None:
+        # What is zero in places is a mask there, not a factor.
+        if (value != 0).all() and (c := _ratio(look.a, look.n * value)) is not None:
             return "extra-factor", f"multiplied by {name}, which is too much{_by(c, look)}"
         if (c := _ratio(look.a * value, look.n)) is not None:
             return "missing-factor", f"the factor {name} is missing{_by(c, look)}"
