@@ -38,10 +38,10 @@ def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[
     if analytic.shape != numerical.shape:
         questions += [_accumulation, _shape]
     elif np.abs(analytic - numerical).max(initial=0.0) < _TINY * np.abs(numerical).max(initial=0.0):
-        questions += [_rounded, _factor, _nearly]
+        questions += [_factor, _rounded, _nearly]
     else:
         questions += [
-            _accumulation, _shared_cache, _whole, _zero, _rounded, _factor, _upstream_ignored,
+            _accumulation, _shared_cache, _whole, _zero, _factor, _rounded, _upstream_ignored,
             _upstream_powers, _one_slice, _sum_axis, _swapped, _one_output, _transposed,
             _missing_factor, _fused, _by_value, _threshold, _passed_through, _missing_own_factor,
             _branches, _nearly, _jacobian, _linear, _normalised, _by_output, _mask, _some_rows,
@@ -251,16 +251,17 @@ def _rounded(look: _Look) -> Answer:
     off = float(error.max() / np.abs(look.n).max())
     if off > 0.01:
         return None
-    for digits in range(1, 9):
-        if look.a.any() and np.array_equal(look.a, np.round(look.a, digits)):
-            return "small-error", f"right to a part in {1 / off:.0f}: rounded to {digits} decimals"
+    exact = [d for d in range(1, 9) if np.array_equal(look.a, np.round(look.a, d))]
+    if exact and 0.1 < error.max() * 2 * 10 ** exact[0] < 1.01:
+        text = f"right to a part in {1 / off:.0f}: rounded to {exact[0]} decimals"
+        return "small-error", text
     text = f"right to a part in {1 / off:.0f}: computed in"
     if off < 1e-3 and is_float32(look.a):
         half = np.array_equal(look.a, look.a.astype(np.float16))
         return "float32-noise", f"{text} {'float16' if half else 'float32'} somewhere"
     # bfloat16 is right to 2⁻⁹, float16 to 2⁻¹¹ and float32 to 2⁻²⁴, less what is lost later on.
-    bends = [np.minimum(b, error.max()).mean() for b in _bends(look, 2 * off, look.given_for)]
-    if off < 2**-8 and np.median(bends) > 0.5 * error.mean():
+    bends = [np.minimum(b, error.max()).mean() for b in _bends(look, off / 4, look.given_for)]
+    if off < 2**-8 and np.median(bends) > 0.1 * error.mean():
         precision = "float32" if off < 2**-14 else "half precision"
         return "float32-noise", f"{text} {precision} somewhere"
     bends = [b.mean() for b in _bends(look, 1e-7, lambda _, **at: look.evaluate(**at)[0])]
@@ -362,6 +363,8 @@ def _factor(look: _Look) -> Answer:
     c = float(look.a.item() / look.n.item()) if look.a.size == 1 else _ratio(look.a, look.n)
     if c is None or abs(c - 1) < 1e-5 or not np.isfinite(c) or not c:
         return None
+    if not _same(look.a, c * look.n, min(1e-5, 0.1 * abs(c - 1))):
+        return None
     if look.case.subject.upstream:
         # One number is always a multiple of another: the factor has to hold elsewhere, too.
         given, true = look.given_for(look.other), look.truth_for(look.other)
@@ -383,7 +386,8 @@ def _kind_of_factor(c: float, look: _Look) -> tuple[str, str]:
         text = f"{n:g} times too small: divided by the batch size, which only the loss does{sign}"
         return "extra-1/N", text
     value = f"{c:.6g}"
-    what = "" if name in (value, value.lstrip("-")) else f" ({name})"
+    bare = name[1:-1] if name.startswith("(") and name.endswith(")") else name
+    what = "" if name in (value, value.lstrip("-")) else f" ({bare})"
     return "constant-factor", f"{value} times what it should be{what}, everywhere"
 
 
@@ -423,16 +427,15 @@ def _one_slice(look: _Look) -> Answer:
         if length < 2:
             continue
         parts = look.slices(axis)
-        if any((part[np.abs(look.n) > 0] == 0).any() for part in parts):
+        batch = axis == 0 and length == look.batch
+        if not batch and any((part[look.n != 0] == 0).any() for part in parts):
             continue  # not summed over: each slice has entries of its own
         for index, part in enumerate(parts):
             if _ratio(look.a, part) is not None:
-                text = (
-                    f"only index {index} of axis {axis} of dout counts: the sum over it is missing"
-                )
-                if axis == 0 and length == look.batch:
-                    text = f"only sample {index} of the batch counts: the sum over it is missing"
-                return "missing-batch-sum", text
+                one = f"index {index} of axis {axis} of dout counts: the sum over that axis"
+                if batch:
+                    one = f"sample {index} of the batch counts: the sum over the batch"
+                return "missing-batch-sum", f"only {one} is missing"
     return None
 
 
