@@ -39,7 +39,9 @@ from scripts.user_code import import_file, python_files
 _PLAIN, _OTHER = Sizes(5, 4, 3), Sizes(9, 6, 2)
 _ONE, _SQUARE = Sizes(1, 4, 3), Sizes(4, 4, 4)
 # What cannot run unless all sizes are equal, and then is wrong.
-_HIDDEN_BY_SQUARES = ("transposed-factor", "transposed-gradient", "flipped-kernel")
+_HIDDEN_BY_SQUARES = (
+    "transposed-factor", "transposed-gradient", "flipped-kernel", "wrong-sum-axis"
+)  # fmt: skip
 _LARGER = "after a larger batch"
 Builder = Callable[..., list[Subject]]
 

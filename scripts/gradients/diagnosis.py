@@ -19,6 +19,7 @@ from scripts.gradients.subjects import Array
 
 Answer = tuple[str, str] | None
 _EACH = 40  # inputs and outputs up to which a whole Jacobian is computed
+_TINY = 1e-4  # a relative error so small that what agrees with a mistake agrees with the truth
 
 
 def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[str, str]:
@@ -33,15 +34,18 @@ def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[
     look = _Look(case, name, analytic, numerical)
     if np.isnan(numerical).any():  # too many entries to look at all of them
         return _of_some(look)
-    questions: list[Callable[[_Look], Answer]] = [_type, _finite, _accumulation]
+    questions: list[Callable[[_Look], Answer]] = [_type, _finite]
     if analytic.shape != numerical.shape:
-        questions += [_shape]
+        questions += [_accumulation, _shape]
+    elif np.abs(analytic - numerical).max(initial=0.0) < _TINY * np.abs(numerical).max(initial=0.0):
+        questions += [_factor, _rounded, _nearly]
     else:
         questions += [
-            _zero, _float32, _factor, _upstream_ignored, _upstream_powers, _one_sample, _swapped,
-            _one_output, _transposed, _missing_factor, _fused, _threshold, _passed_through,
-            _missing_own_factor, _branches, _nearly, _jacobian, _normalised, _by_output, _mask,
-            _some_rows, _one_feature, _local_derivative,
+            _accumulation, _shared_cache, _whole, _zero, _factor, _rounded, _upstream_ignored,
+            _upstream_powers, _one_slice, _sum_axis, _swapped, _one_output, _transposed,
+            _missing_factor, _fused, _by_value, _threshold, _passed_through, _missing_own_factor,
+            _branches, _nearly, _jacobian, _linear, _normalised, _by_output, _mask, _some_rows,
+            _missing_mask, _summed_too_far, _one_feature, _local_derivative,
         ]  # fmt: skip
     with np.errstate(all="ignore"):
         for question in questions:
@@ -67,6 +71,22 @@ class _Look:
         self.batch = batch[0] if case.subject.batch_axis and batch else 1
         self.other = tuple(np.random.default_rng(5).standard_normal(d.shape) for d in case.douts)
 
+    @property
+    def y(self) -> Array:
+        """The first output."""
+        return self.evaluate()[0]
+
+    @property
+    def target(self) -> Array | None:
+        """What a loss compares its input with, entry by entry, or None."""
+        target = getattr(self.case.subject.start(), "target", None)
+        shaped = isinstance(target, np.ndarray) and target.shape == self.x.shape
+        return target if shaped and self.is_input else None
+
+    def evaluate(self, **changed: Array) -> tuple[Array, ...]:
+        """Return the outputs where variables are replaced."""
+        return self.case.subject.evaluate({**self.case.variables, **changed}, self.case.warm)
+
     def truth(self, **changed: Array) -> Array:
         """Return the true gradient where variables are replaced."""
         return self.case.truth(self.name, {**self.case.variables, **changed})[0]
@@ -75,9 +95,19 @@ class _Look:
         """Return the true gradient for another upstream gradient."""
         return self.case.truth(self.name, douts=douts)[0]
 
-    def given_for(self, douts: tuple[Array, ...]) -> Array:
-        """Return what ``backward`` gives for another upstream gradient."""
-        gradient = self.case.given(douts=douts)[0][self.name]
+    def slices(self, axis: int) -> list[Array]:
+        """Return what each slice of the upstream gradient contributes to the true gradient."""
+        found = []
+        for index in range(self.dout.shape[axis]):
+            only = np.zeros_like(self.dout)
+            here = (slice(None),) * axis + (index,)
+            only[here] = self.dout[here]
+            found.append(self.truth_for((only, *self.case.douts[1:])))
+        return found
+
+    def given_for(self, douts: tuple[Array, ...], **changed: Array) -> Array:
+        """Return what ``backward`` gives for another upstream gradient, at other variables."""
+        gradient = self.case.given({**self.case.variables, **changed}, douts)[0][self.name]
         assert gradient is not None
         return gradient
 
@@ -166,9 +196,10 @@ def _shape(look: _Look) -> Answer:
             return "missing-batch-sum", f"{says}: a sum over {which} is missing{_by(c, look)}"
     if a.size == n.size and (c := _ratio(a.reshape(n.shape), n)) is not None:
         return "wrong-shape", f"{says}; the numbers are right{_by(c, look)}: reshape it"
-    for axis in range(1, look.dout.ndim):
-        if not look.is_input and _same(a, look.dout.sum(axis=axis)):
-            return "wrong-sum-axis", f"{says}: summed over axis {axis} of dout, not the batch"
+    # Of a single sample it cannot be told what was summed over.
+    answer = (_sum_axis(look) or _summed_too_far(look)) if look.batch > 1 else None
+    if answer is not None:
+        return answer[0], f"{says}: {answer[1]}"
     if _same(a, look.dout):
         return "local-derivative-missing", f"{says}: dout is passed on as it came"
     return "wrong-shape", says
@@ -179,33 +210,95 @@ def _axes(ndim: int) -> Iterator[tuple[int, ...]]:
         yield from itertools.combinations(range(ndim), count)
 
 
+def _shared_cache(look: _Look) -> Answer:
+    """Is what belongs to the class, and so to all of its objects, still from another forward?"""
+    session = look.case.subject.start()
+    holders = [vars(cls).values() for cls in type(getattr(session, "module", None)).__mro__]
+    for value in itertools.chain.from_iterable(holders):
+        items = list(value.values()) if isinstance(value, dict) else value
+        for item in items if isinstance(items, list) else [items]:
+            for name in look.case.subject.inputs:
+                x = look.case.variables[name]
+                if (
+                    isinstance(item, np.ndarray)
+                    and item.shape == x.shape
+                    and not np.array_equal(item, x)
+                    and _same(look.a, look.truth(**{name: item}))
+                ):
+                    text = "backward uses what another forward remembered: the cache belongs to "
+                    return "stale-cache", f"{text}the class, so that all objects share it"
+    return None
+
+
 def _zero(look: _Look) -> Answer:
     if np.abs(look.a).max(initial=0.0) > 1e-12 or np.abs(look.n).max(initial=0.0) < 1e-9:
         return None
     return "zero-gradient", "the gradient is zero everywhere"
 
 
-def _float32(look: _Look) -> Answer:
-    scale = np.abs(look.n).max()
-    if np.abs(look.a - look.n).max() > 1e-3 * scale or not (is_float32(look.a) or _grainy(look)):
+def _whole(look: _Look) -> Answer:
+    if look.a.dtype.kind not in "iu":
         return None
-    return "float32-noise", "right to a few digits: something is computed in float32"
+    for cut in (np.trunc, np.rint, np.floor):
+        if np.array_equal(look.a, cut(look.n)):
+            return "wrong-type", f"whole numbers ({look.a.dtype}): what is behind the point is lost"
+    return None
 
 
-def _grainy(look: _Look) -> bool:
-    """Say whether the gradient changes by jumps when the upstream changes by next to nothing."""
-    if not look.case.subject.upstream:
-        return False
-    (base, *rest), jumps = look.case.douts, []
-    for k in range(1, 9):
-        moved = look.given_for((base * (1 + k * 1e-9), *rest)) - look.a * (1 + k * 1e-9)
-        jumps.append(float(np.abs(moved).max()))
-    return max(jumps) > 1e-9 * float(np.abs(look.a).max())
+def _rounded(look: _Look) -> Answer:
+    """Is the error that of rounding, in single or half precision, or to some decimals?"""
+    error = np.abs(look.a - look.n)
+    off = float(error.max() / np.abs(look.n).max())
+    if off > 0.01:
+        return None
+    exact = [d for d in range(1, 9) if np.array_equal(look.a, np.round(look.a, d))]
+    if exact and 0.1 < error.max() * 2 * 10 ** exact[0] < 1.01:
+        text = f"right to a part in {1 / off:.0f}: rounded to {exact[0]} decimals"
+        return "small-error", text
+    text = f"right to a part in {1 / off:.0f}: computed in"
+    if off < 1e-3 and is_float32(look.a):
+        half = np.array_equal(look.a, look.a.astype(np.float16))
+        return "float32-noise", f"{text} {'float16' if half else 'float32'} somewhere"
+    # float16 is right to 2⁻¹¹ and float32 to 2⁻²⁴, less what is lost later on.
+    bends = [np.minimum(b, error.max()).mean() for b in _bends(look, 2 * off, look.given_for)]
+    if off < 2**-9 and np.median(bends) > 0.5 * error.mean():
+        precision = "float32" if off < 2**-14 else "half precision"
+        return "float32-noise", f"{text} {precision} somewhere"
+    bends = [b.mean() for b in _bends(look, 1e-7, lambda _, **at: look.evaluate(**at)[0])]
+    if np.median(bends) > 1e-9 * np.abs(look.y).max():
+        return "float32-noise", f"{text} float32 somewhere in forward"
+    return None
+
+
+def _bends(look: _Look, size: float, of: Callable[..., Array]) -> Iterator[Array]:
+    """Yield second differences of ``of`` over random steps of some relative size.
+
+    They are small, in proportion to the square of the size, unless ``of`` changes by jumps, as what
+    is rounded does. Of five, some may meet a kink.
+    """
+    rng, douts = np.random.default_rng(8), look.case.douts
+    for _ in range(5):
+        moves = {n: size * rng.standard_normal(v.shape) for n, v in look.case.variables.items()}
+        sway = [size * rng.standard_normal(dout.shape) for dout in douts]
+        left, middle, right = (
+            of(
+                tuple(d * (1 + k * s) for d, s in zip(douts, sway, strict=True)),
+                **{n: v * (1 + k * moves[n]) for n, v in look.case.variables.items()},
+            )
+            for k in (-1, 0, 1)
+        )
+        yield np.abs(left - 2 * middle + right)
 
 
 def _quantities(look: _Look) -> dict[str, float]:
     """Return the numbers of the problem that a factor may be, by name."""
     found: dict[str, float] = {"2": 2.0, "3": 3.0, "ln 2": float(np.log(2))}
+    module = getattr(look.case.subject.start(), "module", None)
+    own = {k: v for k, v in getattr(module, "__dict__", {}).items() if not k.startswith("_")}
+    for key, value in {**own, **look.case.subject.settings}.items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and value not in (0, 1):
+            rest = 1.0 - value
+            found |= {key: float(value), f"(1 - {key})": rest, f"{key}/(1 - {key})": value / rest}
     if look.batch > 1:
         found |= {"N": look.batch, "N - 1": look.batch - 1.0}
     if look.dout.ndim > 1 and look.dout.shape[-1] > 1:
@@ -217,9 +310,6 @@ def _quantities(look: _Look) -> dict[str, float]:
     if look.dout.ndim == 4:
         found["N · H · W"] = look.dout.size / look.dout.shape[1]
         found["H · W"] = look.dout.shape[2] * look.dout.shape[3]
-    for key, value in look.case.subject.settings.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and value not in (0, 1):
-            found |= {key: float(value), f"(1 - {key})": 1.0 - value}
     return found
 
 
@@ -238,12 +328,12 @@ def _names(c: float, look: _Look) -> dict[str, None]:
 
 
 def _named(c: float, look: _Look) -> str:
-    """Return a factor in words; of several that fit, the one that fits at other sizes, too."""
+    """Return a factor in words that fit at other sizes, too, or as a number."""
     names = list(_names(c, look))
-    if len(names) > 1 and (other := _elsewhere(look)) is not None:
+    if names and (other := _elsewhere(look)) is not None:
         elsewhere = _ratio(other.a, other.n)
-        both = [] if elsewhere is None else [n for n in names if n in _names(elsewhere, other)]
-        names = both or names
+        if elsewhere is not None and not np.isclose(elsewhere, 1):
+            names = [name for name in names if name in _names(elsewhere, other)]
     return names[0] if names else f"{c:.6g}"
 
 
@@ -273,6 +363,8 @@ def _factor(look: _Look) -> Answer:
     c = float(look.a.item() / look.n.item()) if look.a.size == 1 else _ratio(look.a, look.n)
     if c is None or abs(c - 1) < 1e-5 or not np.isfinite(c) or not c:
         return None
+    if not _same(look.a, c * look.n, min(1e-5, 0.1 * abs(c - 1))):
+        return None
     if look.case.subject.upstream:
         # One number is always a multiple of another: the factor has to hold elsewhere, too.
         given, true = look.given_for(look.other), look.truth_for(look.other)
@@ -294,7 +386,8 @@ def _kind_of_factor(c: float, look: _Look) -> tuple[str, str]:
         text = f"{n:g} times too small: divided by the batch size, which only the loss does{sign}"
         return "extra-1/N", text
     value = f"{c:.6g}"
-    what = "" if name in (value, value.lstrip("-")) else f" ({name})"
+    bare = name[1:-1] if name.startswith("(") and name.endswith(")") else name
+    what = "" if name in (value, value.lstrip("-")) else f" ({bare})"
     return "constant-factor", f"{value} times what it should be{what}, everywhere"
 
 
@@ -326,18 +419,56 @@ def _upstream_powers(look: _Look) -> Answer:
     return "not-linear-in-upstream", "twice the upstream gradient does not give twice the gradient"
 
 
-def _one_sample(look: _Look) -> Answer:
-    if look.is_input or look.batch < 2 or look.dout.shape[:1] != (look.batch,):
+def _one_slice(look: _Look) -> Answer:
+    """Does one sample count only, or one step of another axis that is to be summed over?"""
+    if look.is_input or len(look.dout.shape) < 2:
         return None
-    for sample in range(look.batch):
-        only = np.zeros_like(look.dout)
-        only[sample] = look.dout[sample]
-        c = _ratio(look.a, look.truth_for((only, *look.case.douts[1:])))
+    for axis, length in enumerate(look.dout.shape):
+        if length < 2:
+            continue
+        parts = look.slices(axis)
+        batch = axis == 0 and length == look.batch
+        if not batch and any((part[look.n != 0] == 0).any() for part in parts):
+            continue  # not summed over: each slice has entries of its own
+        for index, part in enumerate(parts):
+            if _ratio(look.a, part) is not None:
+                one = f"index {index} of axis {axis} of dout counts: the sum over that axis"
+                if batch:
+                    one = f"sample {index} of the batch counts: the sum over the batch"
+                return "missing-batch-sum", f"only {one} is missing"
+    return None
+
+
+def _sum_axis(look: _Look) -> Answer:
+    """Is it summed over the features, one by one for each sample?"""
+    if look.is_input or look.dout.ndim < 2:
+        return None
+    for axis, length in enumerate(look.dout.shape):
+        if look.a.size != length or max(look.n.shape, default=1) != look.n.size:
+            continue
+        over_features = np.array([part.sum() for part in look.slices(axis)])
+        c = _ratio(look.a.ravel(), over_features)
         if c is not None:
-            return (
-                "missing-batch-sum",
-                f"only sample {sample} of the batch counts: the sum over the batch is missing",
-            )
+            each = "sample" if axis == 0 and length == look.batch else f"index of axis {axis}"
+            text = f"summed over the features, for each {each}, not over the batch"
+            return "wrong-sum-axis", f"{text}{_by(c, look)}"
+    return None
+
+
+def _summed_too_far(look: _Look) -> Answer:
+    """Is it the true gradient, summed over axes of its own?"""
+    if look.is_input and look.a.shape == look.n.shape:
+        return None
+    for axes in _axes(look.n.ndim):
+        total = look.n.sum(axis=axes, keepdims=True)
+        if total.size == look.n.size:
+            continue
+        whole = np.broadcast_to(total, look.n.shape)
+        for form in (whole, total, total.squeeze(axes)):
+            if form.shape == look.a.shape and (c := _ratio(look.a, form)) is not None:
+                which = ", ".join(map(str, axes))
+                text = f"summed over axis {which} of this variable, too{_by(c, look)}"
+                return "wrong-sum-axis", text
     return None
 
 
@@ -365,20 +496,30 @@ def _one_output(look: _Look) -> Answer:
 def _transposed(look: _Look) -> Answer:
     if look.a.ndim == 2 and (c := _ratio(look.a.T, look.n)) is not None:
         return "transposed-gradient", f"transposed{_by(c, look)}"
+    if look.dout.ndim == 2 and look.dout.shape[0] == look.dout.shape[1]:
+        c = _ratio(look.a, look.truth_for((look.dout.T.copy(), *look.case.douts[1:])))
+        if c is not None:
+            return "transposed-factor", f"dout is used transposed, or should be{_by(c, look)}"
     for other, value in look.case.variables.items():
-        changes: dict[str, tuple[str, Array]] = {}
+        changes: list[tuple[str, str, Array]] = []
         if value.ndim == 2 and value.shape[0] == value.shape[1]:
-            changes["transposed-factor"] = (
-                f"{other} is used transposed, or should be",
-                value.T.copy(),
-            )
-        if value.ndim >= 3:
-            flipped = value[..., ::-1, ::-1].copy()
-            changes["flipped-kernel"] = (f"{other} is not turned around as it has to be", flipped)
-        for kind, (text, changed) in changes.items():
+            used = f"{other} is used transposed, or should be"
+            changes.append(("transposed-factor", used, value.T.copy()))
+        for last in range(1, 3):
+            if value.ndim == 1 == last or value.ndim > 2:
+                flipped = np.flip(value, axis=tuple(range(-last, 0))).copy()
+                text = f"{other} is not turned around as it has to be"
+                changes.append(("flipped-kernel", text, flipped))
+        for kind, text, changed in changes:
             c = _ratio(look.a, look.truth(**{other: changed}))
             if c is not None:
                 return kind, f"{text}{_by(c, look)}"
+        if value.ndim == 2 and look.n.shape[-1:] == value.shape[:1] == value.shape[1:]:
+            # Before a function, whose slope changes with the matrix: exchange that matrix alone.
+            for wrong, right in ((value, value.T), (value.T, value)):
+                c = _ratio(look.a, look.n @ np.linalg.inv(right) @ wrong)
+                if c is not None:
+                    return "transposed-factor", f"{used}{_by(c, look)}"
     return None
 
 
@@ -430,11 +571,10 @@ def _threshold(look: _Look) -> Answer:
     """Is it wrong just where x is below, or above, some value?"""
     if not look.is_input or look.a.shape != look.x.shape:
         return None
-    scale = np.abs(look.n).max()
-    bad = np.abs(look.a - look.n) > 1e-5 * scale
+    bad = _wrong(look.a, look.n)
     good = ~bad
     if bad.sum() < 2 or good.sum() < 2:
-        return None
+        return _between(look)
     detail = ""
     if (c := _ratio(look.a[bad], look.n[bad])) is not None:
         detail = f"; there it is {_named(c, look)} times what it should be"
@@ -442,22 +582,51 @@ def _threshold(look: _Look) -> Answer:
         detail = "; there it is zero"
     elif look.a.shape == look.dout.shape and _same(look.a[bad], look.dout[bad]):
         detail = "; there dout is passed on as it came"
-    x = look.x
-    if x[bad].max() < x[good].min():
-        edge = (x[bad].max(), x[good].min())
-        if edge[0] <= 0 <= edge[1]:
-            return "negative-only", f"wrong only where x < 0{detail}"
-        return "below-threshold", f"wrong only where x < {np.mean(edge):.2g} or so{detail}"
-    if x[bad].min() > x[good].max():
-        edge = (x[good].max(), x[bad].min())
-        if edge[0] <= 0 <= edge[1]:
-            return "positive-only", f"wrong only where x > 0{detail}"
-        return "above-threshold", f"wrong only where x > {np.mean(edge):.2g} or so{detail}"
-    low, high = x[good].min(), x[good].max()
-    if ((x[bad] < low) | (x[bad] > high)).all():
-        text = f"right only where x is between {low:.2g} and {high:.2g} or so{detail}"
-        return "outside-range", text
-    return None
+    target, name = look.target, look.name
+    values = {name: look.x}
+    if target is not None and len(np.unique(target)) > target.size / 2:  # numbers, not classes
+        values[f"{name} - target"] = look.x - target
+    for v, x in values.items():
+        low, high = x[good].min(), x[good].max()
+        if x[bad].max() < low:
+            edge = (x[bad].max(), low)
+            if edge[0] <= 0 <= edge[1]:
+                return "negative-only", f"wrong only where {v} < 0{detail}"
+            return "below-threshold", f"wrong only where {v} < {np.mean(edge):.2g} or so{detail}"
+        if x[bad].min() > high:
+            edge = (high, x[bad].min())
+            if edge[0] <= 0 <= edge[1]:
+                return "positive-only", f"wrong only where {v} > 0{detail}"
+            return "above-threshold", f"wrong only where {v} > {np.mean(edge):.2g} or so{detail}"
+        if ((x[bad] < low) | (x[bad] > high)).all():
+            text = f"right only where {v} is between {low:.2g} and {high:.2g} or so{detail}"
+            return "outside-range", text
+    return _between(look)
+
+
+def _wrong(ours: Array, true: Array) -> Array:
+    wrong: Array = np.abs(ours - true) > 1e-5 * np.abs(true).max()
+    return wrong
+
+
+def _between(look: _Look) -> Answer:
+    """Is it wrong just between two values of x? The few of one input would not tell."""
+    values: list[float] = []
+    bad: list[bool] = []
+    for scale in (1.0, 0.8, 0.6, 0.45, 0.3, 0.2, 0.1):
+        x = scale * look.x
+        ours, true = look.given_for(look.case.douts, **{look.name: x}), look.truth(**{look.name: x})
+        values += list(x.flat)
+        bad += list(_wrong(ours, true).flat)
+    order = np.argsort(values)
+    x, wrong = np.array(values)[order], np.array(bad)[order]
+    places = np.flatnonzero(wrong)
+    if len(places) < 4 or len(places) != np.ptp(places) + 1:
+        return None
+    if places[0] < 2 or places[-1] > len(x) - 3:
+        return None
+    low, high = x[places[0]], x[places[-1]]
+    return "inside-range", f"wrong only where {look.name} is between {low:.2g} and {high:.2g} or so"
 
 
 def _jacobian(look: _Look) -> Answer:
@@ -498,6 +667,12 @@ def _jacobian(look: _Look) -> Answer:
         return "off-diagonal-wrong", "right on the diagonal of the Jacobian, wrong beside it"
     if not (wrong & ~diagonal).any():
         return "diagonal-wrong", "wrong on the diagonal of the Jacobian only"
+    beside = same_sample & ~diagonal
+    for text, v in {"y": look.y, "exp(y)": np.exp(look.y)}.items():
+        for factor in (v.reshape(-1, 1), v.reshape(1, -1)):
+            if _same(ours[beside] * np.broadcast_to(factor, ours.shape)[beside], true[beside]):
+                text = f"the factor {text} is missing beside the diagonal of the Jacobian, that is "
+                return "missing-factor", f"{text}in the sum over the features"
     return None
 
 
@@ -513,8 +688,59 @@ def _jacobians(look: _Look) -> tuple[Array, Array]:
     return ours, true
 
 
+def _linear(look: _Look) -> Answer:
+    """Does dout go back through matrices and sums alone, past the function that is between?"""
+    if len(look.case.douts) > 1 or look.dout.ndim < 2 or not look.case.subject.upstream:
+        return None
+    moved = np.roll(look.x.ravel(), 1).reshape(look.x.shape)
+    if _same(look.truth(**{look.name: moved}), look.n):
+        return None  # there is no such function
+    dout, y = (v.reshape(-1, look.dout.shape[-1]) for v in (look.dout, look.y))
+    past = (
+        "local-derivative-missing",
+        "dout goes back as through a linear layer: the derivative of the function after it, an "
+        "activation perhaps, is missing",
+    )
+    starts = [(dout, past)]
+    if (y > 0).all() and np.allclose(y.sum(axis=1), 1):
+        text = "the softmax is taken elementwise: its off-diagonal terms are missing"
+        starts.append((dout * y * (1 - y), ("off-diagonal-missing", text)))
+    for start, answer in starts:
+        if any(_same(look.a, form) for form in _through(start, look)):
+            return answer if _all_factors(look) else None
+    return None
+
+
+def _all_factors(look: _Look) -> bool:
+    """Say whether the gradient grows with every variable that the true one grows with."""
+    others = {name: 2 * v for name, v in look.case.variables.items() if name != look.name}
+    return all(
+        _same(look.given_for(look.case.douts, **{name: v}), 2 * look.a)
+        for name, v in others.items()
+        if _same(look.truth(**{name: v}), 2 * look.n)
+    )
+
+
+def _through(upstream: Array, look: _Look, matrices: int = 2) -> Iterator[Array]:
+    """Yield what the gradient may be where all that follows is products with matrices."""
+    variables, shape = look.case.variables, look.n.shape
+    if upstream.size == look.n.size and upstream.shape[-1:] == shape[-1:]:
+        yield upstream.reshape(shape)
+    if upstream.shape[1] == look.n.size:
+        yield upstream.sum(axis=0).reshape(shape)
+    for name in look.case.subject.inputs:
+        v = variables[name]
+        if v.ndim >= 2 and v.size == len(upstream) * v.shape[-1] and len(shape) == 2:
+            product = v.reshape(len(upstream), -1).T @ upstream
+            yield from (product, product.T)
+    for v in variables.values():
+        for matrix in (v, v.T) if matrices and v.ndim == 2 else ():
+            if len(matrix) == upstream.shape[1]:
+                yield from _through(upstream @ matrix, look, matrices - 1)
+
+
 def _normalised(look: _Look) -> Answer:
-    """Is a path through a mean or a variance missing?"""
+    """Is a path through a mean or a variance missing, of what subtracts or divides by them?"""
     if not look.is_input or look.x.ndim < 2:
         return None
     difference = look.a - look.n
@@ -523,29 +749,40 @@ def _normalised(look: _Look) -> Answer:
     for axes in axes_of:
         if np.prod([look.x.shape[axis] for axis in axes]) < 3:
             continue
-        centred = difference - difference.mean(axis=axes, keepdims=True)
         along = "the batch" if axes[0] == 0 else "the features"
-        if np.abs(centred).max() < 1e-5 * size:
+        mean = look.x.mean(axis=axes, keepdims=True)
+        deviation = look.x - mean
+        subtracts = _unmoved(look, look.x + 0.5 + 0.1 * mean)
+        divides = _unmoved(look, mean + 1.5 * deviation)
+        centred = difference - difference.mean(axis=axes, keepdims=True)
+        if subtracts and np.abs(centred).max() < 1e-5 * size:
             return (
                 "mean-path-missing",
                 f"off by the same amount along {along}: the path of x through the mean over "
                 f"{along} is missing or wrong",
             )
-        deviation = look.x - look.x.mean(axis=axes, keepdims=True)
         slope = (difference * deviation).sum(axis=axes, keepdims=True)
         slope /= (deviation**2).sum(axis=axes, keepdims=True)
-        if np.abs(difference - slope * deviation).max() < 1e-5 * size:
+        if divides and np.abs(difference - slope * deviation).max() < 1e-5 * size:
             return (
                 "variance-path-missing",
                 f"off in proportion to x - mean along {along}: the path of x through the variance "
                 "is missing or wrong",
             )
-        if np.abs(centred - slope * deviation).max() < 1e-5 * size:
+        if subtracts and divides and np.abs(centred - slope * deviation).max() < 1e-5 * size:
             return (
                 "mean-and-variance-paths",
                 f"the paths of x through mean and variance over {along} are missing or wrong",
             )
     return None
+
+
+def _unmoved(look: _Look, x: Array) -> bool:
+    """Say whether the output stays, but for an eps, when the input changes to ``x``."""
+    (moved, *_), (turned, *_) = (
+        look.evaluate(**{look.name: v}) for v in (x, np.roll(look.x.ravel(), 1).reshape(x.shape))
+    )
+    return bool(np.abs(moved - look.y).max() < 0.01 * np.abs(turned - look.y).max())
 
 
 def _by_output(look: _Look) -> Answer:
@@ -571,13 +808,53 @@ def _sigmoid(v: float) -> float:
 
 
 def _some_rows(look: _Look) -> Answer:
-    bad = np.abs(look.a - look.n) > 1e-5 * np.abs(look.n).max()
-    for axis in range(bad.ndim):
-        rest = tuple(i for i in range(bad.ndim) if i != axis)
-        along = bad.any(axis=rest)
-        if 0 < along.sum() <= max(1, len(along) // 3) and len(along) > 2:
-            where = ", ".join(str(i) for i in np.flatnonzero(along))
+    """Is it wrong at the same few rows or columns, whatever the values there?"""
+    places = []
+    for shift in (0, 1, 3):
+        x = np.roll(look.x.ravel(), shift).reshape(look.x.shape)
+        changed = {look.name: x}
+        places.append(_wrong(look.given_for(look.case.douts, **changed), look.truth(**changed)))
+    if places[0].sum() == 1 and all(np.array_equal(places[0], other) for other in places):
+        return "some-entries-only", f"wrong only at {tuple(np.argwhere(places[0])[0].tolist())}"
+    for axis in range(look.x.ndim):
+        rest = tuple(i for i in range(look.x.ndim) if i != axis)
+        first, *others = (np.flatnonzero(bad.any(axis=rest)) for bad in places)
+        few = 0 < len(first) <= max(1, look.x.shape[axis] // 3) and look.x.shape[axis] > 2
+        if few and all(np.array_equal(first, other) for other in others):
+            where = ", ".join(map(str, first))
             return "some-entries-only", f"wrong only at index {where} of axis {axis}"
+    return None
+
+
+def _missing_mask(look: _Look) -> Answer:
+    """Do entries that the output does not depend on get a gradient, all others being right?"""
+    used = look.n != 0
+    if not look.is_input or used.sum() < 3 or _wrong(look.a, look.n)[used].any():
+        return None
+    bad = look.a[~used] != 0
+    if bad.sum() < max(3, 0.5 * bad.size):
+        return None
+    text = "right where y depends on x, but what it does not depend on gets a gradient, too: the "
+    return "missing-mask", f"{text}mask of forward (of a dropout, of a maximum) is missing"
+
+
+def _by_value(look: _Look) -> Answer:
+    """Is it the true gradient times, or over, the values of something at hand?"""
+    if _same(look.a, look.dout):
+        return None
+    values = dict(look.case.variables)
+    if len(look.case.douts) == 1:
+        values["y"] = look.y
+    if (target := look.target) is not None:
+        values["target"] = target
+    for name, value in values.items():
+        if np.ptp(value) == 0 or np.broadcast_shapes(value.shape, look.n.shape) != look.n.shape:
+            continue
+        # What is zero in places is a mask there, not a factor.
+        if (value != 0).all() and (c := _ratio(look.a, look.n * value)) is not None:
+            return "extra-factor", f"multiplied by {name}, which is too much{_by(c, look)}"
+        if (c := _ratio(look.a * value, look.n)) is not None:
+            return "missing-factor", f"the factor {name} is missing{_by(c, look)}"
     return None
 
 
@@ -612,10 +889,15 @@ def _mask(look: _Look) -> Answer:
         return None
     ours, true = slopes
     few = np.unique(true)
-    if not 1 < len(few) <= 3 or not set(np.unique(ours)) <= set(few) or (ours == true).all():
+    if (
+        np.ptp(ours) == 0
+        or not 1 < len(few) <= 3
+        or not set(np.unique(ours)) <= set(few)
+        or (ours == true).all()
+    ):
         return None
-    low, high = look.x[true == few[0]], look.x[true != few[0]]
-    if low.max() < high.min() or high.max() < low.min():  # x decides, not chance
+    moved = look.truth(**{look.name: np.roll(look.x.ravel(), 1).reshape(look.x.shape)})
+    if not np.array_equal(true, np.round(moved / look.dout, 5)):  # x decides, not chance
         return None
     return "another-mask", "the mask is not the one of forward: remember it, do not draw it again"
 
@@ -641,6 +923,8 @@ def _one_feature(look: _Look) -> Answer:
 
 def _local_derivative(look: _Look) -> Answer:
     """Of a function of each entry alone: what does the backward pass take its derivative for?"""
+    if look.is_input and look.dout.size == 1 < look.x.size:
+        return _local_loss(look)
     if not look.is_input or look.x.shape != look.dout.shape or look.x.size > _EACH:
         return None
     ours, true = _jacobians(look)
@@ -652,11 +936,28 @@ def _local_derivative(look: _Look) -> Answer:
             "mixes-entries",
             "y is a function of each entry of x alone, but the entries get mixed",
         )
-    worst = int(np.abs(np.diag(ours) - np.diag(true)).argmax())
+    return _derivative(look, np.diag(ours), np.diag(true))
+
+
+def _local_loss(look: _Look) -> Answer:
+    """Of a loss that is a sum over the entries, each by itself, see which derivative is taken."""
+    half = np.arange(look.x.size).reshape(look.x.shape) % 2 == 0
+    x = look.x.copy()
+    x[half] = np.roll(x[half], 1)
+    changed = {look.name: x}
+    ours, true = look.given_for(look.case.douts, **changed), look.truth(**changed)
+    for before, after in ((look.n, true), (look.a, ours)):
+        if np.abs(before - after)[~half].max() > 1e-6 * np.abs(before).max():
+            return None
+    return _derivative(look, look.a.ravel(), look.n.ravel())
+
+
+def _derivative(look: _Look, ours: Array, true: Array) -> Answer:
+    worst = int(np.abs(ours - true).argmax())
     return (
         "wrong-derivative",
-        f"the derivative itself is wrong: at x = {look.x.flat[worst]:.4g} it is "
-        f"{true[worst, worst]:.4g}, backward takes {ours[worst, worst]:.4g}",
+        f"the derivative itself is wrong: at {look.name} = {look.x.flat[worst]:.4g} it is "
+        f"{true[worst]:.4g}, backward takes {ours[worst]:.4g}",
     )
 
 
@@ -664,7 +965,10 @@ def _nearly(look: _Look) -> Answer:
     off = float(np.abs(look.a - look.n).max() / np.abs(look.n).max())
     if off > 0.01:
         return None
-    return "small-error", f"right but for a part in {1 / off:.0f}: an eps that is missing?"
+    larger = np.abs(look.a) - np.abs(look.n)
+    same_way = (larger > -1e-9).all() or (larger < 1e-9).all()
+    cause = "an eps that is missing?" if same_way else "an approximation, or a constant a bit off?"
+    return "small-error", f"right but for a part in {1 / off:.0f}: {cause}"
 
 
 def _similarity(a: Array, n: Array) -> str:

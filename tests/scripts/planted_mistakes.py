@@ -672,6 +672,281 @@ class ReLU6NoUpperMask:
         return dout * (self.x > 0)
 
 
+class SumTimesX:
+    def forward(self, x):
+        self.x = x
+        return x.sum(axis=1)
+
+    def backward(self, dout):
+        return dout[:, None] * self.x
+
+
+class NormalizeTimesX(SumTimesX):
+    """Not the mean of a normalisation, though off in proportion to x along the features."""
+
+    def forward(self, x):
+        self.x = x
+        return x.mean(axis=0)
+
+    def backward(self, dout):
+        return dout * self.x / len(self.x)
+
+
+class StepAtZero:
+    def forward(self, x):
+        self.x = x
+        return np.where(x > 0.5, x, 0.1 * x)
+
+    def backward(self, dout):
+        return dout * np.where(self.x > 0, 1, 0.1)
+
+
+class HuberNoSign:
+    """Right but for the few errors below -delta."""
+
+    def __init__(self, delta=1.0):
+        self.delta = delta
+
+    def forward(self, pred, target):
+        d = np.abs(pred - target)
+        far = self.delta * (d - 0.5 * self.delta)
+        return np.where(d < self.delta, 0.5 * d**2, far).sum()
+
+    def backward(self, pred, target):
+        d = pred - target
+        return np.where(np.abs(d) < self.delta, d, self.delta)
+
+
+class TanhKeptInHalf:
+    def forward(self, x):
+        self.y = np.tanh(x).astype(np.float16)
+        return np.tanh(x)
+
+    def backward(self, dout):
+        return dout * (1 - self.y.astype(np.float64) ** 2)
+
+
+class TanhKeptInSingle(TanhKeptInHalf):
+    def forward(self, x):
+        self.y = np.tanh(x).astype(np.float32)
+        return np.tanh(x)
+
+
+class TanhToFourDecimals:
+    def forward(self, x):
+        self.y = np.tanh(x)
+        return self.y
+
+    def backward(self, dout):
+        return np.round(dout * (1 - self.y**2), 4)
+
+
+class SineByDifference:
+    def forward(self, x):
+        self.x = x
+        return np.sin(x)
+
+    def backward(self, dout):
+        return dout * (np.sin(self.x + 1e-4) - np.sin(self.x)) / 1e-4
+
+
+class LinearRowBiasOverFeatures:
+    def __init__(self, in_features, out_features):
+        self.params = {
+            "weight": np.ones((in_features, out_features)),
+            "bias": np.ones((1, out_features)),
+        }
+        self.grads = {}
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params["weight"] + self.params["bias"]
+
+    def backward(self, dout):
+        self.grads["weight"] = self.x.T @ dout
+        self.grads["bias"] = dout.sum(axis=1, keepdims=True).T
+        return dout @ self.params["weight"].T
+
+
+class GainOverFeatures:
+    def __init__(self, n_features):
+        self.params, self.grads = {"gain": np.ones(n_features)}, {}
+
+    def forward(self, x):
+        self.x = x
+        return x * self.params["gain"]
+
+    def backward(self, dout):
+        self.grads["gain"] = (dout * self.x).sum(axis=1)
+        return dout * self.params["gain"]
+
+
+class LinearBiasTotal(Layer):
+    def backward(self, dout):
+        dx = super().backward(dout)
+        self.grads["bias"] = np.full(dout.shape[1], dout.sum())
+        return dx
+
+
+class SquareSharesItsCache:
+    cache = []  # noqa: RUF012 (the mistake)
+
+    def forward(self, x):
+        self.cache.append(x)
+        return x**2
+
+    def backward(self, dout):
+        return 2 * self.cache[0] * dout
+
+
+class ReLUWholeNumbers:
+    def forward(self, x):
+        self.x = x
+        return np.maximum(x, 0)
+
+    def backward(self, dout):
+        return (dout * (self.x > 0)).astype(int)
+
+
+class DropoutNoMask(DropoutNotScaled):
+    def backward(self, dout):
+        return dout / (1 - self.p)
+
+
+class DropoutOdds:
+    def __init__(self, p=0.8):
+        self.p = p
+
+    def forward(self, x):
+        self.mask = np.random.rand(*x.shape) < self.p
+        return x * self.mask / self.p
+
+    def backward(self, dout):
+        return dout * self.mask / (1 - self.p)
+
+
+class MaximumToAll:
+    def forward(self, x):
+        self.shape = x.shape
+        return x.max(axis=1, keepdims=True)
+
+    def backward(self, dout):
+        return np.broadcast_to(dout, self.shape)
+
+
+class DenseNoActivation:
+    def __init__(self, n_in, n_hidden, n_out):
+        self.W1, self.b1 = np.ones((n_in, n_hidden)), np.zeros(n_hidden)
+        self.W2 = np.ones((n_hidden, n_out))
+
+    def forward(self, x):
+        self.x, self.h = x, np.tanh(x @ self.W1 + self.b1)
+        return self.h @ self.W2
+
+    def backward(self, dout):
+        self.dW2 = self.h.T @ dout
+        dh = dout @ self.W2.T
+        self.dW1, self.db1 = self.x.T @ dh, dh.sum(axis=0)
+        return dh @ self.W1.T
+
+
+class RecurrentTransposed:
+    def __init__(self, input_size, hidden_size):
+        shapes = {"Wx": (input_size, hidden_size), "Wh": (hidden_size, hidden_size)}
+        self.params = {name: np.ones(shape) for name, shape in shapes.items()}
+        self.grads = {}
+
+    def forward(self, x, h):
+        self.x, self.h = x, h
+        self.y = np.tanh(x @ self.params["Wx"] + h @ self.params["Wh"])
+        return self.y
+
+    def backward(self, dout):
+        dz = dout * (1 - self.y**2)
+        self.grads = {"Wx": self.x.T @ dz, "Wh": self.h.T @ dz}
+        return dz @ self.params["Wx"].T, dz @ self.params["Wh"]
+
+
+class ScoresNotTransposed:
+    def forward(self, q, k):
+        self.q, self.k = q, k
+        return q @ k.T
+
+    def backward(self, dout):
+        return dout @ self.k, dout @ self.q
+
+
+class DenseSoftMaxElementwise:
+    def __init__(self, n_in, n_out):
+        self.W = np.ones((n_in, n_out))
+
+    def forward(self, x):
+        self.x, z = x, x @ self.W
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        self.y = e / e.sum(axis=1, keepdims=True)
+        return self.y
+
+    def backward(self, dout):
+        dz = dout * self.y * (1 - self.y)
+        self.dW = self.x.T @ dz
+        return dz @ self.W.T
+
+
+class LogSoftMaxNoP:
+    def forward(self, x):
+        shifted = x - x.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+    def backward(self, dout):
+        return dout - dout.sum(axis=1, keepdims=True)
+
+
+class HingeNoTarget:
+    def forward(self, x, t):
+        return np.maximum(0, 1 - t * x).mean()
+
+    def backward(self, x, t):
+        return -1.0 * (1 - t * x > 0) / x.size
+
+
+class CorrelationNotTurned:
+    def __init__(self, kernel_size=3):
+        self.params, self.grads = {"k": np.ones(kernel_size)}, {}
+
+    def forward(self, x):
+        self.x = x
+        return np.stack([np.correlate(row, self.params["k"], "valid") for row in x])
+
+    def backward(self, dout):
+        pairs = zip(self.x, dout, strict=True)
+        self.grads["k"] = sum(np.correlate(row, d, "valid") for row, d in pairs)
+        return np.stack([np.correlate(d, self.params["k"], "full") for d in dout])
+
+
+class AbsoluteErrorNoSign:
+    def forward(self, x, y):
+        return np.abs(x - y).mean()
+
+    def backward(self, x, y):
+        return (x - y) / x.size
+
+
+class GainOfOneStep:
+    """(batch, time, features): the sum over time is missing."""
+
+    def __init__(self, d_model):
+        self.gain = np.ones(d_model)
+
+    def forward(self, x):
+        _, _, _ = x.shape
+        self.x = x
+        return self.gain * x
+
+    def backward(self, dout):
+        self.dgain = (dout * self.x).sum(axis=0)[0]
+        return dout * self.gain
+
+
 class SecondPassDoubled:
     passes = 0
 
@@ -876,6 +1151,31 @@ MISTAKES = {
     "WeightsAsAttributes": ("sign", "W"),
     "ConvStrideOne": ("unknown", "x"),
     "ReLU6NoUpperMask": ("above-threshold", "x"),
+    "SumTimesX": ("extra-factor", "x"),
+    "NormalizeTimesX": ("extra-factor", "x"),
+    "StepAtZero": ("inside-range", "x"),
+    "HuberNoSign": ("wrong-derivative", "pred"),
+    "TanhKeptInHalf": ("float32-noise", "x"),
+    "TanhKeptInSingle": ("float32-noise", "x"),
+    "TanhToFourDecimals": ("small-error", "x"),
+    "SineByDifference": ("small-error", "x"),
+    "LinearRowBiasOverFeatures": ("wrong-sum-axis", "bias"),
+    "GainOverFeatures": ("wrong-sum-axis", "gain"),
+    "LinearBiasTotal": ("wrong-sum-axis", "bias"),
+    "SquareSharesItsCache": ("stale-cache", "x"),
+    "ReLUWholeNumbers": ("wrong-type", "x"),
+    "DropoutNoMask": ("missing-mask", "x"),
+    "DropoutOdds": ("constant-factor", "x"),
+    "MaximumToAll": ("missing-mask", "x"),
+    "DenseNoActivation": ("local-derivative-missing", "W1"),
+    "RecurrentTransposed": ("transposed-factor", "h"),
+    "ScoresNotTransposed": ("transposed-factor", "k"),
+    "DenseSoftMaxElementwise": ("off-diagonal-missing", "W"),
+    "LogSoftMaxNoP": ("missing-factor", "x"),
+    "HingeNoTarget": ("missing-factor", "x"),
+    "CorrelationNotTurned": ("flipped-kernel", "x"),
+    "AbsoluteErrorNoSign": ("wrong-derivative", "x"),
+    "GainOfOneStep": ("missing-batch-sum", "gain"),
     "SecondPassDoubled": ("state", "x"),
     "Rough": ("not-smooth", "x"),
     "HardSigmoid": ("outside-range", "x"),

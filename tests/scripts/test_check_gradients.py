@@ -83,6 +83,50 @@ def test_the_worst_entry_is_named_with_both_values(planted: dict[str, Any]) -> N
     assert len(finding["where"]) == 2 and finding["verdict"] == "WRONG"
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("DropoutOdds", "4 times what it should be (p/(1 - p))"),
+        ("DropoutNoMask", "the mask of forward (of a dropout, of a maximum) is missing"),
+        ("DropoutNewMask", "do not draw it again"),
+        ("TanhKeptInHalf", "computed in half precision"),
+        ("TanhKeptInSingle", "computed in float32"),
+        ("TanhToFourDecimals", "rounded to 4 decimals"),
+        ("SineByDifference", "an approximation"),
+        ("SquareEps", "an eps that is missing?"),
+        ("GainOfOneStep", "only index 0 of axis 1 of dout counts"),
+        ("LinearFirstSampleOnly", "only sample 0 of the batch counts"),
+        ("SumTimesX", "multiplied by x, which is too much"),
+        ("ReLUWholeNumbers", "whole numbers"),
+    ],
+)
+def test_the_sentence_says_more_than_the_name(
+    name: str, says: str, planted: dict[str, dict[str, Any]]
+) -> None:
+    assert any(says in finding["explanation"] for finding in planted[name]["findings"])
+
+
+def test_next_to_no_error_is_explained_by_no_missing_factor(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is right but for rounding agrees with every mistake whose effect is small."""
+    text = """
+import numpy as np
+class Linear:
+    def __init__(self, in_size, out_size):
+        weight, bias = np.ones((out_size, in_size)), np.zeros(out_size)
+        self.params, self.grads = {"weight": weight, "bias": bias}, {}
+    def forward(self, x):
+        self.x = x.astype(np.float32)
+        return x @ self.params["weight"].T + self.params["bias"]
+    def backward(self, dout):
+        self.grads = {"weight": dout.T @ self.x, "bias": dout.sum(0)}
+        return dout @ self.params["weight"]
+"""
+    _, classes, _ = run(capsys, write(tmp_path, text), "--tolerance", "1e-8")
+    assert wrong(classes["Linear"]) == [("float32-noise", "weight")]
+
+
 def test_a_crash_names_the_users_own_line(planted: dict[str, Any]) -> None:
     (finding,) = (f for f in planted["Crashes"]["findings"] if f["verdict"] == "WRONG")
     line = next(
