@@ -257,7 +257,7 @@ def _as_squares(found: Found, given: Given, tolerance: float) -> Finding | None:
                 for finding in check(subject, rng, diagnose, tolerance=tolerance):
                     if finding.diagnosis in _HIDDEN_BY_SQUARES:
                         return finding
-    except Exception:
+    except (Exception, SystemExit):
         return None
     return None
 

@@ -335,17 +335,20 @@ def _construct(
     raise first
 
 
-def _width(call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> int | None:
-    """Return the width of the input, where an argument or a default of the constructor tells it."""
+def _widths(call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
+    """Return widths of the input that an argument or a default of the constructor tells."""
     try:
         bound = inspect.signature(call).bind_partial(*args, **kwargs)
     except (TypeError, ValueError):
-        return None
+        return []
     bound.apply_defaults()
+    found = []
     for name, value in bound.arguments.items():
         if name.lower() in _NAMES["in"] and type(value) is int and value > 1:
-            return value
-    return None
+            found.append(value)
+        elif name.lower() in _NAMES["given matrix"] and np.ndim(_as_array(value)) == 2:
+            found += np.shape(_as_array(value))
+    return found
 
 
 def _signature(call: Callable[..., Any], skip: int = 0) -> list[inspect.Parameter]:
@@ -502,7 +505,7 @@ def module_subjects(
         Exception: whatever the constructor raises.
     """
     choices = list(_choices(cls, given, point))
-    best: list[Subject] = []
+    best: tuple[tuple[bool, bool], list[Subject]] | None = None
     errors: list[Exception] = []
     for number, (args, kwargs) in enumerate(choices):
         label = f"{number} "
@@ -513,19 +516,19 @@ def module_subjects(
         except Exception as error:
             errors.append(error)
             continue
+        main = subjects[0]
         if like is not None or len(choices) == 1:
             return subjects
-        # An array that has no gradient may as well be a number.
-        trained = len(subjects[0].variables) > len(subjects[0].inputs)
-        plain = bool(given.args or given.kwargs) or number == len(choices) - 1
-        if (trained or plain) and _passes(subjects[0]):
+        # An array that has no gradient is rather a number, unless somebody gave it.
+        known = bool(given.args or given.kwargs)
+        meant = known or len(main.variables) > len(main.inputs)
+        if meant and _passes(main):
             return subjects
-        if not best or (
-            _fits(subjects[0], subjects[0].inputs) and not _fits(best[0], best[0].inputs)
-        ):
-            best = subjects
-    if best:
-        return best
+        rank = (_fits(main, main.inputs), meant or number == len(choices) - 1)
+        if best is None or rank > best[0]:
+            best = rank, subjects
+    if best is not None:
+        return best[1]
     raise errors[0 if given.args or given.kwargs else -1]
 
 
@@ -603,7 +606,7 @@ def _with_loose_arrays(
     try:
         outputs = session.forward(subject.variables)
         session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
-    except Exception:  # the check itself will say so
+    except (Exception, SystemExit):  # the check itself will say so
         return subject
     trained = [p for p in loose if p.gradient(session.module) is not None]
     for parameter in loose:
@@ -659,7 +662,7 @@ def _module_shapes(
     names = {*kwargs}
     with contextlib.suppress(TypeError, ValueError):
         names |= {*inspect.signature(cls).bind_partial(*args, **kwargs).arguments}
-    for d in dict.fromkeys((_width(cls, args, kwargs) or sizes.d, sizes.d)):
+    for d in dict.fromkeys((*_widths(cls, args, kwargs), sizes.d)):
         n = sizes.n + 2 * (sizes.n == d != sizes.d)  # a square would hide what is transposed
         h = sizes.h
         columns: list[tuple[int, ...]] = []
@@ -669,7 +672,9 @@ def _module_shapes(
             if names & _NAMES["in"]:  # channels last
                 ranks += [(n, h + 4, d), (min(n, 2), 5, 7, d)]
         else:
-            ranks = [(n, d), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d), (d,)]
+            # One sample early: what takes no batch of rows may take W @ x of others by chance.
+            sides = (6, 4) if d == 4 else (4, 6)
+            ranks = [(n, d), (d,), (min(n, 3), d, *sides), (n, d, h), (n, h, d)]
             columns = [(d, n), (d, 1)]
         for shape in ranks:
             yield (shape,) * n_inputs, False
