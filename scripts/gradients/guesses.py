@@ -729,7 +729,7 @@ def _loss_subjects(
         for shape in given.shapes[:1] or ((n, d), (n, 1), (n,)):
             others = given.shapes[1:] or (shape, *([(n, point.sizes.c)] if parameters else []))
             for other in others:
-                yield from with_targets(shape, _targets(shape, other, rng))
+                yield from with_targets(shape, _targets(shape, other, rng, d))
 
     def with_targets(shape: tuple[int, ...], targets: dict[str, Array]) -> Iterator[Candidate]:
         for kind, target in targets.items():
@@ -755,11 +755,12 @@ def _loss_subjects(
 
 
 def _targets(
-    shape: tuple[int, ...], other: tuple[int, ...], rng: np.random.Generator
+    shape: tuple[int, ...], other: tuple[int, ...], rng: np.random.Generator, n_classes: int
 ) -> dict[str, Array]:
     """Return targets of shape ``other`` for predictions of ``shape``, by kind; labels as well."""
     targets: dict[str, Array] = {}
-    if len(shape) == 2 and shape[1] > 1 and other in (shape, shape[:1]):
+    several = len(shape) == 2 and (shape[1] > 1 or n_classes == 1)
+    if several and other in (shape, shape[:1]):
         labels = rng.integers(0, shape[1], shape[0])
         targets = {"labels": labels, "one-hot": np.eye(shape[1])[labels]}
         if other != shape:
