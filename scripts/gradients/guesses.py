@@ -582,7 +582,11 @@ def _subjects_with(
         subject.settings = settings
         subject.columns = _in_columns(candidate, names)
         subject.batch_axis = not subject.columns
-        subject.upstream = not start().is_loss(candidate.variables)
+        session = start()
+        subject.upstream = not session.is_loss(candidate.variables)
+        for name in session.rates:
+            text = f"backward was given a {name} of 0: what it updates by itself was not checked"
+            subject.notes.append(text)
         subject.is_network = any(p.path for p in parameters)
         subject.layers = sorted({type(p.owner(template)).__name__ for p in parameters if p.path})
         return _with_loose_arrays(subject, template, again, parameters, rng)
@@ -673,8 +677,7 @@ def _module_shapes(
                 ranks += [(n, h + 4, d), (min(n, 2), 5, 7, d)]
         else:
             # One sample early: what takes no batch of rows may take W @ x of others by chance.
-            sides = (6, 4) if d == 4 else (4, 6)
-            ranks = [(n, d), (d,), (min(n, 3), d, *sides), (n, d, h), (n, h, d)]
+            ranks = [(n, d), (d,), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d)]
             columns = [(d, n), (d, 1)]
         for shape in ranks:
             yield (shape,) * n_inputs, False

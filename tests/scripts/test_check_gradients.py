@@ -466,6 +466,23 @@ def test_lists_that_are_given_may_be_arrays(
         assert status == 0 and [f["variable"] for f in classes["Layer"]["findings"]] == [*"xWb"]
 
 
+def test_an_update_inside_backward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sample, as a column, as its bias has to have it."""
+    parts = COLUMNS | {
+        "takes": "dout, learning_rate",
+        "before": "dx = self.W.T @ dout; self.W -= learning_rate * dout @ self.x.T; "
+        "self.b -= learning_rate * dout",
+    }
+    text = "import numpy as np\n" + LAYER.format(name="Layer", **{**parts, "backward": "dx"})
+    text += LAYER.format(name="Wrong", **{**parts, "backward": "-dx"})
+    _, classes, _ = run(capsys, write(tmp_path, text))
+    for name, kind in (("Layer", ""), ("Wrong", "sign")):
+        (finding,) = (f for f in classes[name]["findings"] if f["variable"] == "x")
+        assert finding["diagnosis"] == kind
+        notes = " ".join(classes[name]["notes"])
+        assert "given a learning_rate of 0" in notes and "judged at (4, 1)" in notes
+
+
 def test_losses_of_large_differences_and_of_targets_of_another_shape(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
