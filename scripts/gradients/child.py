@@ -305,6 +305,8 @@ def _result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:
                 text += "; give --input-range"
             elif not given.shapes and not isinstance(cause, ContractError):
                 text += "; give --input-shape"
+                if made_up := guesses.invented(found.cls, given):
+                    text += f", or --init: what {' and '.join(made_up)} should be was guessed"
         kind = "no-input"
         if _unwritten(found.cls.forward) or _unwritten(getattr(found.cls, "backward", None)):
             kind, text = "not-written", "forward or backward is not written yet"
