@@ -12,6 +12,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 import threading
@@ -44,6 +45,8 @@ _HIDDEN_BY_SQUARES = (
 )  # fmt: skip
 _LARGER = "after a larger batch"
 Builder = Callable[..., list[Subject]]
+_FORWARD = ("forward", "__call__")
+_BACKWARD = ("backward", "backward_pass", "backprop", "gradient", "grad", "derivative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _kind(cls: type) -> Found | str | None:
         return Found(cls, "torch module", guesses.torch_module_subjects)
     forward, backward = getattr(cls, "forward", None), getattr(cls, "backward", None)
     if not callable(forward) or not callable(backward):
-        return None
+        return _by_other_names(cls)
     if inspect.isabstract(cls) or (
         cls.__subclasses__() and (_unwritten(forward) or _unwritten(backward))
     ):
@@ -93,6 +96,16 @@ def _kind(cls: type) -> Found | str | None:
     if first in ("context", "ctx"):
         return Found(cls, "op", guesses.op_subjects)
     return Found(cls, "module", guesses.module_subjects)
+
+
+def _by_other_names(cls: type) -> str | None:
+    """Return why a class with passes of other names is left out, or None where it has none."""
+    names = []
+    for known in (_FORWARD, _BACKWARD):
+        names += [name for name in known if callable(cls.__dict__.get(name))][:1]
+    if len(names) < 2:
+        return None
+    return f"it has {names[0]} and {names[1]}, where forward and backward are looked for"
 
 
 def _unwritten(function: Any) -> bool:
@@ -186,10 +199,9 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
         for finding in _checked(found, given, subject, rng, tolerance, None):
             if finding.passed:
                 _keep(checked.findings, finding, 1)
-            else:
-                where = _point(subject, "")
-                text = f"it also runs on {where}, where {finding.variable or 'it'} is wrong "
-                text += f"({finding.diagnosis}); if that is meant to work, give --input-shape"
+            elif all(f.passed for f in checked.findings.values()):
+                text = f"forward runs on {_point(subject, '')} too, and backward does not agree "
+                text += "with it there: if such inputs are meant, give --input-shape"
                 checked.notes.append(text)
     return checked
 
@@ -218,14 +230,35 @@ def _checked(
             yield from check(subject, rng, diagnose, tolerance=tolerance, warm=warm)
     except ContractError as error:
         yield Finding(error.variable, "WRONG", error.kind, str(error))
-    except Exception as error:
+    except NotImplementedError as error:
+        yield Finding("", "NOT CHECKED", "not-written", _their_error(error))
+    except (Exception, SystemExit) as error:
         kind, text = "crash", _their_error(error)
+        if advice := _blamed(found, given, error):
+            yield Finding("", "NOT CHECKED", kind, f"{text}; {advice}")
+            return
         more = _as_squares(found, given, tolerance)
         if more is not None:
             kind = more.diagnosis
             text += f"; where all sizes are equal it runs, and then {more.variable} is wrong: "
             text += more.explanation
         yield Finding("", "WRONG", kind, text)
+
+
+def _blamed(found: Found, given: Given, error: BaseException) -> str:
+    """Return what to do where an error tells of our arguments, and of no mistake: else nothing.
+
+    Those of backward may be others than are expected; those of a constructor were made up.
+    """
+    if isinstance(error, TypeError) and "backward() missing" in str(error):
+        return "backward(dout) is expected"
+    made_up = guesses.invented(found.cls, given) if found.kind.endswith("module") else []
+    of_a_number = isinstance(error, TypeError | AttributeError) and re.search(
+        r"'(int|float)'", str(error)
+    )
+    if not made_up or not of_a_number:
+        return ""
+    return f"what {' and '.join(made_up)} should be was guessed: give --init"
 
 
 def _as_squares(found: Found, given: Given, tolerance: float) -> Finding | None:
@@ -237,15 +270,20 @@ def _as_squares(found: Found, given: Given, tolerance: float) -> Finding | None:
                 for finding in check(subject, rng, diagnose, tolerance=tolerance):
                     if finding.diagnosis in _HIDDEN_BY_SQUARES:
                         return finding
-    except Exception:
+    except (Exception, SystemExit):
         return None
     return None
 
 
 def _point(subject: Subject, title: str) -> str:
     shapes = ", ".join(f"{name} {subject.variables[name].shape}" for name in subject.inputs)
-    settings = ", ".join(f"{key}={value!r}" for key, value in subject.settings.items())
+    settings = ", ".join(f"{key}={_brief(value)}" for key, value in subject.settings.items())
     return "; ".join(filter(None, (shapes, settings if len(settings) < 80 else "", title)))
+
+
+def _brief(value: Any) -> str:
+    is_large = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return f"array{value.shape}" if is_large else repr(value)
 
 
 _files: set[str] = set()
@@ -266,6 +304,7 @@ def _their_error(error: BaseException) -> str:
 
 def _result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:
     start = time.perf_counter()
+    settings = guesses.shown(given.args, given.kwargs)
     try:
         checked = check_class(found, given, tolerance)
     except NoInputError as error:
@@ -273,17 +312,23 @@ def _result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:
         text = str(error)
         if cause is not None:
             text = f"forward did not run on inputs of shape {error}: {_their_error(cause)}"
-            if not given.shapes and not isinstance(cause, ContractError):
+            if advice := _blamed(found, given, cause):
+                text += f"; {advice}"
+            elif isinstance(cause, FloatingPointError):
+                text += "; give --input-range"
+            elif not given.shapes and not isinstance(cause, ContractError):
                 text += "; give --input-shape"
+                if made_up := guesses.invented(found.cls, given):
+                    text += f", or --init: what {' and '.join(made_up)} should be was guessed"
         kind = "no-input"
         if _unwritten(found.cls.forward) or _unwritten(getattr(found.cls, "backward", None)):
             kind, text = "not-written", "forward or backward is not written yet"
-        checked = Checked({"": Finding("", "NOT CHECKED", kind, text)})
+        checked = Checked({"": Finding("", "NOT CHECKED", kind, text)}, settings)
     except (Exception, SystemExit) as error:
         text = f"its constructor: {_their_error(error)}"
         if not (given.args or given.kwargs):
             text += "; where other arguments are what it needs: --init"
-        checked = Checked({"": Finding("", "NOT CHECKED", "crash", text)})
+        checked = Checked({"": Finding("", "NOT CHECKED", "crash", text)}, settings)
     return {
         "settings": {key: _plain(value) for key, value in checked.settings.items()},
         "seconds": round(time.perf_counter() - start, 3),
@@ -303,7 +348,7 @@ def _finite(finding: Finding) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return value.tolist()
+        return _brief(value) if value.dtype.kind == "f" else value.tolist()
     return value if isinstance(value, int | float | str | bool | list | type(None)) else str(value)
 
 

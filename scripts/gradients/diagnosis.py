@@ -69,6 +69,8 @@ class _Look:
         # Of a function all variables are inputs; some are parameters all the same.
         self.is_input = name in case.subject.inputs and self.x.shape == batch
         self.batch = batch[0] if case.subject.batch_axis and batch else 1
+        if case.subject.columns:
+            self.batch = batch[-1]
         self.other = tuple(np.random.default_rng(5).standard_normal(d.shape) for d in case.douts)
 
     @property

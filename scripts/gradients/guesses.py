@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import inspect
 import itertools
 import re
@@ -20,8 +21,11 @@ from typing import Any
 import numpy as np
 
 from numpy_mlp.autograd.core import Op
+from scripts.gradients.checking import check
 from scripts.gradients.subjects import (
+    RATES,
     Array,
+    ContractError,
     LossSession,
     ModuleSession,
     OpSession,
@@ -81,12 +85,14 @@ class Candidate:
         variables: inputs and parameters.
         start: begins a session.
         another: a further kind of input, looked at where one that is not has been found to run.
+        columns: samples are columns.
     """
 
     layout: str
     variables: dict[str, Array]
     start: Callable[[], Session]
     another: bool = False
+    columns: bool = False
 
 
 class NoInputError(Exception):
@@ -114,6 +120,8 @@ _WORDS = {
     "image": "in_channels channels n_channels num_channels kernel_size kernel k pool_size pool",
     "vector": "gamma beta bias b shift scale running_mean running_var",
     "matrix": "weight weights w matrix kernel wt mat m",
+    "given matrix": "w weight weights",
+    "given vector": "b bias biases gamma beta",
     "target": "y t target targets label labels y_true truth onehot one_hot t_true gt actual",
     "index": "indices targets index labels target label",
     "mode": "training train eval inplace in_place verbose debug",
@@ -177,6 +185,11 @@ def draw(rng: np.random.Generator, shape: Sequence[int], domain: str = "real") -
 
 def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> Any:
     """Return a value for an argument that has no default."""
+    guess = _guess_by_name(name, annotation, sizes)
+    return guess if guess is not None else sizes.d if position == 0 else sizes.c
+
+
+def _guess_by_name(name: str, annotation: str, sizes: Sizes) -> Any:
     key = name.lower().strip("_")
     if key in _NUMBERS:
         return _NUMBERS[key]
@@ -199,7 +212,21 @@ def guess_argument(name: str, annotation: str, sizes: Sizes, position: int) -> A
         return 0.5
     if "list" in annotation.lower() or "sequence" in annotation.lower():
         return [sizes.d + 2]
-    return sizes.d if position == 0 else sizes.c
+    return None
+
+
+def invented(call: Callable[..., Any], given: Given) -> list[str]:
+    """Return the arguments of a constructor whose values no name and no annotation told."""
+    if given.args or given.kwargs:
+        return []
+    sizes = Sizes(5, 4, 3)
+    return [
+        p.name
+        for p in _signature(call)
+        if p.default is p.empty
+        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        and _guess_by_name(p.name, str(p.annotation), sizes) is None
+    ]
 
 
 def varied(name: str, default: Any, vary: int) -> Any:
@@ -241,26 +268,94 @@ def constructor_arguments(
     return tuple(kwargs.pop(name) for name in positional if name in kwargs), kwargs
 
 
+# Shapes of a matrix W and a vector b that are given to a constructor: W is (in, out) or (out, in),
+# of columns, of one output, or of a convolution. Of a gamma and a beta alone: features, or one.
+_WITH_MATRIX: tuple[tuple[str, str], ...] = (
+    ("dc", "c"), ("cd", "c"), ("cd", "c1"), ("d", ""), ("cdhh", "c"),
+)  # fmt: skip
+_WITHOUT_MATRIX: tuple[tuple[str, str], ...] = (("", "d"), ("", ""))
+
+
+def _choices(
+    call: Callable[..., Any], given: Given, point: Point
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Yield arguments for a constructor: numbers, or arrays where W and b may be those."""
+    args, kwargs = constructor_arguments(call, given, point)
+    if given.args or given.kwargs:
+        yield args, kwargs
+        arrays = tuple(map(_as_array, args)), {k: _as_array(v) for k, v in kwargs.items()}
+        if any(isinstance(value, np.ndarray) for value in (*arrays[0], *arrays[1].values())):
+            yield arrays
+        return
+    plain = ("int", "float", "bool", "str")
+    words = [
+        p.name
+        for p in _signature(call)
+        if p.name in kwargs
+        and p.default is p.empty
+        and not any(kind in str(p.annotation) for kind in plain)
+    ]
+    matrices = [name for name in words if name.lower() in _NAMES["given matrix"]]
+    vectors = [name for name in words if name.lower() in _NAMES["given vector"]]
+    lengths = {"d": point.sizes.d, "c": point.sizes.c, "h": 3, "1": 1}
+    rng = np.random.default_rng(7)
+    for forms in (_WITH_MATRIX if matrices else _WITHOUT_MATRIX) if matrices or vectors else ():
+        arrays_by_name = {
+            name: draw(rng, [lengths[axis] for axis in form])
+            for names, form in zip((matrices, vectors), forms, strict=True)
+            for name in names
+        }
+        yield args, {**kwargs, **arrays_by_name}
+    yield args, kwargs
+
+
+def _as_array(value: Any) -> Any:
+    """Return a list of numbers, or of lists of them, as an array."""
+    if isinstance(value, list):
+        with contextlib.suppress(ValueError, TypeError):
+            return np.array(value, np.float64)
+    return value
+
+
 def _construct(
-    cls: type, given: Given, point: Point
+    cls: type, args: tuple[Any, ...], kwargs: dict[str, Any], *, guessed: bool
 ) -> tuple[Any, Callable[[], Any], dict[str, Any]]:
     """Return an instance, a way to another like it, and the arguments to be shown."""
-    args, kwargs = constructor_arguments(cls, given, point)
     choices = [kwargs]
     for name, value in kwargs.items():  # a list of widths may have to be one width
-        if isinstance(value, list) and not given.kwargs:
+        if isinstance(value, list) and guessed:
             choices.append({**kwargs, name: value[0]})
     first: Exception | None = None
     for chosen in choices:
         try:
             reseed()
-            instance = cls(*args, **chosen)
+            instance = cls(*copy.deepcopy(args), **copy.deepcopy(chosen))
         except Exception as error:
             first = first or error
             continue
-        return instance, lambda: cls(*args, **chosen), _shown(args, chosen)  # noqa: B023
+
+        def again(chosen: dict[str, Any] = chosen) -> Any:
+            return cls(*copy.deepcopy(args), **copy.deepcopy(chosen))
+
+        return instance, again, shown(args, chosen)
     assert first is not None
     raise first
+
+
+def _widths(call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
+    """Return widths of the input that an argument or a default of the constructor tells."""
+    try:
+        bound = inspect.signature(call).bind_partial(*args, **kwargs)
+    except (TypeError, ValueError):
+        return []
+    bound.apply_defaults()
+    found = []
+    for name, value in bound.arguments.items():
+        if name.lower() in _NAMES["in"] and type(value) is int and value > 1:
+            found.append(value)
+        elif name.lower() in _NAMES["given matrix"] and np.ndim(_as_array(value)) == 2:
+            found += np.shape(_as_array(value))
+    return found
 
 
 def _signature(call: Callable[..., Any], skip: int = 0) -> list[inspect.Parameter]:
@@ -275,7 +370,8 @@ def _required(parameters: Sequence[inspect.Parameter]) -> list[inspect.Parameter
     return [p for p in parameters if p.default is p.empty and p.kind in kinds]
 
 
-def _shown(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+def shown(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments of a constructor as they are shown."""
     named = {str(i): value for i, value in enumerate(args)} | kwargs
     hidden = np.random.Generator | type
     return {key: value for key, value in named.items() if not isinstance(value, hidden)}
@@ -286,7 +382,7 @@ def _runs(start: Callable[[], Session], variables: dict[str, Array]) -> BaseExce
     try:
         with np.errstate(all="ignore"):
             outputs = start().forward(variables)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return error
     for out in outputs:
         if out.dtype.kind not in "fiu" or not np.isfinite(out.astype(np.float64)).all():
@@ -294,11 +390,41 @@ def _runs(start: Callable[[], Session], variables: dict[str, Array]) -> BaseExce
     return None
 
 
+def _fits(candidate: Candidate | Subject, inputs: Sequence[str]) -> bool:
+    """Say whether backward runs, and gives the inputs gradients of their shapes."""
+    try:
+        with np.errstate(all="ignore"):
+            session = candidate.start()
+            outputs = session.forward(candidate.variables)
+            gradients = session.backward(tuple(np.ones(out.shape) for out in outputs))
+    except (Exception, SystemExit):
+        return False
+    given = [(gradients.get(name), candidate.variables[name]) for name in inputs]
+    return all(gradient is None or gradient.shape == x.shape for gradient, x in given)
+
+
+def _is_identity(candidate: Candidate, inputs: Sequence[str]) -> bool:
+    (first, *rest) = candidate.start().forward(candidate.variables)
+    return not rest and len(inputs) == 1 and np.array_equal(first, candidate.variables[inputs[0]])
+
+
+def _may_replace(candidate: Candidate, held: Candidate, inputs: Sequence[str]) -> bool:
+    """Say whether a candidate may be what is meant where ``held`` is not.
+
+    Images and sequences may. A single sample may not: a sum over the batch that is missing is not
+    missed there. Columns may where a batch of rows does not run.
+    """
+    ndim, other = (c.variables[inputs[0]].ndim for c in (candidate, held))
+    return ndim > 2 or (candidate.columns and other != 2)
+
+
 def _accept(
     candidates: Iterator[Candidate],
     like: Subject | None,
     inputs: Sequence[str],
     make: Callable[[Candidate], Subject],
+    *,
+    fitting: bool = False,
 ) -> list[Subject]:
     """Return the first candidate that runs, and the first of another kind of input, if any does.
 
@@ -307,6 +433,9 @@ def _accept(
         like: only inputs of the kind that this subject has.
         inputs: which of the variables are inputs.
         make: makes a subject of one.
+        fitting: pass over inputs on which forward runs by chance, to judge by backward, and those
+            that forward gives back as they are, of which a flattening shows nothing; if there are
+            no others, the first of them counts.
 
     Raises:
         NoInputError: none of them runs.
@@ -314,22 +443,44 @@ def _accept(
     subjects: list[Subject] = []
     first: BaseException | None = None
     tried: list[str] = []
+    held: Candidate | None = None
+    unfit: list[str] = []
     for candidate in candidates:
         if candidate.another != bool(subjects) or (
             like is not None and candidate.layout != like.layout
         ):
             continue
         error = _runs(candidate.start, candidate.variables)
-        if error is None:
-            subjects.append(make(candidate))
-            subjects[-1].layout = candidate.layout
-            if len(subjects) == 2 or like is not None:
-                break
-        first = first or error
         shapes = " and ".join(
             str(value.shape) for name, value in candidate.variables.items() if name in inputs
         )
         tried += [shapes] if shapes not in tried else []
+        if error is not None:
+            # What broke a rule of ours says more than what no input of this kind could do.
+            if first is None or (
+                isinstance(error, ContractError) and not isinstance(first, ContractError)
+            ):
+                first = error
+            continue
+        if fitting and like is None and not subjects:
+            if held is not None and not _may_replace(candidate, held, inputs):
+                continue
+            same = _is_identity(candidate, inputs)
+            if same or (not _fits(candidate, inputs) and (held is None or unfit)):
+                unfit += [] if same else [shapes]
+                held = held or candidate
+                continue
+        subjects.append(make(candidate))
+        subjects[-1].layout = candidate.layout
+        if unfit:
+            kinds = "; ".join(dict.fromkeys(unfit))
+            text = f"judged at {shapes}; forward runs on {kinds} too, but backward does not fit"
+            subjects[-1].notes.append(text)
+        if len(subjects) == 2 or like is not None:
+            break
+    if not subjects and held is not None:
+        subjects.append(make(held))
+        subjects[-1].layout = held.layout
     if not subjects:
         raise NoInputError("; ".join(tried[:6])) from first
     return subjects
@@ -360,36 +511,93 @@ def module_subjects(
         NoInputError: none of the inputs that were tried could be run.
         Exception: whatever the constructor raises.
     """
-    template, again, settings = _construct(cls, given, point)
+    choices = list(_choices(cls, given, point))
+    best: tuple[tuple[bool, bool], list[Subject]] | None = None
+    errors: list[Exception] = []
+    for number, (args, kwargs) in enumerate(choices):
+        label = f"{number} "
+        if like is not None and not like.layout.startswith(label):
+            continue
+        try:
+            subjects = _subjects_with(cls, args, kwargs, label, given, point, rng, like)
+        except Exception as error:
+            errors.append(error)
+            continue
+        main = subjects[0]
+        if like is not None or len(choices) == 1:
+            return subjects
+        # An array that has no gradient is rather a number, unless somebody gave it.
+        known = bool(given.args or given.kwargs)
+        meant = known or len(main.variables) > len(main.inputs)
+        if meant and _passes(main):
+            return subjects
+        rank = (_fits(main, main.inputs), meant or number == len(choices) - 1)
+        if best is None or rank > best[0]:
+            best = rank, subjects
+    if best is not None:
+        return best[1]
+    raise errors[0 if given.args or given.kwargs else -1]
+
+
+def _passes(subject: Subject) -> bool:
+    """Say whether all gradients of a subject are right."""
+    try:
+        with np.errstate(all="ignore"):
+            findings = check(subject, np.random.default_rng(2), lambda *_: ("", ""))
+    except (Exception, SystemExit):
+        return False
+    return all(finding.passed for finding in findings)
+
+
+def _subjects_with(
+    cls: type,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    label: str,
+    given: Given,
+    point: Point,
+    rng: np.random.Generator,
+    like: Subject | None,
+) -> list[Subject]:
+    template, again, settings = _construct(cls, args, kwargs, guessed=not given.kwargs)
     if callable(getattr(template, "train", None)):
         template.train()
     parameters = find_parameters(template)
     names = [p.name for p in _required(_signature(template.forward))] or ["x"]
-    takes = len(_required(_signature(template.backward)))
+    takes = len([p for p in _required(_signature(template.backward)) if p.name not in RATES])
     if len(names) == 2 and (takes == 2 or names[1].lower() in _NAMES["target"]):
-        return _loss_subjects(template, again, names, takes, given, point, rng, settings, like)
+        return _loss_subjects(
+            template, again, names, takes, label, given, point, rng, settings, like
+        )
     own = {p.name: np.asarray(p.value(template), np.float64) for p in parameters}
 
-    def start() -> Session:
+    def start() -> ModuleSession:
         return ModuleSession(template, again, parameters, tuple(names))
 
     def candidates() -> Iterator[Candidate]:
-        for rank, shapes in enumerate(_module_shapes(len(names), given, point.sizes, {*settings})):
+        for rank, (shapes, columns) in enumerate(
+            _module_shapes(cls, args, kwargs, len(names), given, point.sizes)
+        ):
             for domain in _domains(given):
-                x = {
-                    name: _value(rng, shape, domain, given, point)
-                    for name, shape in zip(names, shapes, strict=True)
-                }
+                x = _inputs(names, shapes, domain, given, point, rng)
                 for values in _parameter_values(own, rng):
-                    yield Candidate(f"{rank} {domain}", {**x, **values}, start)
+                    layout = f"{label}{rank} {domain}"
+                    yield Candidate(layout, {**x, **values}, start, columns=columns)
 
     def make(candidate: Candidate) -> Subject:
         subject = Subject(cls.__name__, "module", candidate.variables, tuple(names), start)
         subject.settings = settings
+        subject.columns = _in_columns(candidate, names)
+        subject.batch_axis = not subject.columns
+        session = start()
+        subject.upstream = not session.is_loss(candidate.variables)
+        for name in session.rates:
+            text = f"backward was given a {name} of 0: what it updates by itself was not checked"
+            subject.notes.append(text)
         _made_of(subject, template, parameters)
         return _with_loose_arrays(subject, template, again, parameters, rng)
 
-    return _accept(candidates(), like, names, make)
+    return _accept(candidates(), like, names, make, fitting=True)
 
 
 def _with_loose_arrays(
@@ -409,7 +617,7 @@ def _with_loose_arrays(
         own = {p.name: p.value(template) for p in loose}
         outputs = session.forward(subject.variables | own)
         gradients = session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
-    except Exception:  # the check itself will say so
+    except (Exception, SystemExit):  # the check itself will say so
         return subject
     trained = [p for p in loose if gradients[p.name] is not None]
     for parameter in loose:
@@ -420,6 +628,8 @@ def _with_loose_arrays(
         parameter.set(other.module, value + 0.1 * (1 + np.abs(value)))
         with contextlib.suppress(Exception):
             if _same_outputs(other.forward(subject.variables), outputs):
+                continue
+            if session.rates:  # updated in backward: there is a note already
                 continue
             if _PARAMETER.fullmatch(str(parameter.key)) or not is_module(parameter.owner(template)):
                 subject.ungraded.append(parameter.name)
@@ -444,22 +654,56 @@ def _same_outputs(ours: Sequence[Array], others: Sequence[Array]) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(ours, others, strict=True))
 
 
+def _in_columns(candidate: Candidate, names: Sequence[str]) -> bool:
+    """Say whether there may be more columns in the input, and not more rows."""
+    x = {name: candidate.variables[name] for name in names}
+    if any(value.ndim != 2 for value in x.values()):
+        return False
+    more_rows, more_columns = (
+        {n: np.concatenate([v, 0.9 * v.take([0], axis)], axis) for n, v in x.items()}
+        for axis in (0, 1)
+    )
+    start, variables = candidate.start, candidate.variables
+    return (
+        _runs(start, {**variables, **more_rows}) is not None
+        and _runs(start, {**variables, **more_columns}) is None
+    )
+
+
 def _module_shapes(
-    n_inputs: int, given: Given, sizes: Sizes, settings: set[str]
-) -> Iterator[tuple[tuple[int, ...], ...]]:
+    cls: type,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    n_inputs: int,
+    given: Given,
+    sizes: Sizes,
+) -> Iterator[tuple[tuple[tuple[int, ...], ...], bool]]:
+    """Yield the shapes of the inputs, and whether samples are columns."""
     if given.shapes:
-        yield _given_shapes(n_inputs, given)
+        yield _given_shapes(n_inputs, given), False
         return
-    n, d, h = sizes.n, sizes.d, sizes.h
-    if settings & _NAMES["image"]:
-        images = (min(n, 3), min(d, 3) if not settings & _NAMES["in"] else d, 4, 6)
-        ranks: list[tuple[int, ...]] = [images, (n, d, h + 2), (n, d)]
-    else:
-        ranks = [(n, d), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d), (d,)]
-    for shape in ranks:
-        yield (shape,) * n_inputs
-    if n_inputs == 2:
-        yield (n, d), (n, sizes.c)
+    names = {*kwargs}
+    with contextlib.suppress(TypeError, ValueError):
+        names |= {*inspect.signature(cls).bind_partial(*args, **kwargs).arguments}
+    for d in dict.fromkeys((*_widths(cls, args, kwargs), sizes.d)):
+        n = sizes.n + 2 * (sizes.n == d != sizes.d)  # a square would hide what is transposed
+        h = sizes.h
+        columns: list[tuple[int, ...]] = []
+        if names & _NAMES["image"]:
+            images = (min(n, 3), min(d, 3) if not names & _NAMES["in"] else d, 4, 6)
+            ranks: list[tuple[int, ...]] = [images, (n, d, h + 2), (n, d)]
+            if names & _NAMES["in"]:  # channels last
+                ranks += [(n, h + 4, d), (min(n, 2), 5, 7, d)]
+        else:
+            # One sample early: what takes no batch of rows may take W @ x of others by chance.
+            ranks = [(n, d), (d,), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d)]
+            columns = [(d, n), (d, 1)]
+        for shape in ranks:
+            yield (shape,) * n_inputs, False
+        if n_inputs == 2:
+            yield ((n, d), (n, sizes.c)), False
+        for shape in columns:
+            yield (shape,) * n_inputs, True
 
 
 def _given_shapes(n_inputs: int, given: Given) -> tuple[tuple[int, ...], ...]:
@@ -486,6 +730,7 @@ def _loss_subjects(
     again: Callable[[], Any],
     names: list[str],
     takes: int,
+    label: str,
     given: Given,
     point: Point,
     rng: np.random.Generator,
@@ -498,27 +743,29 @@ def _loss_subjects(
     name = names[first_is_target]
     n, d = point.sizes.n, point.sizes.d
     parameters = find_parameters(template)
+    own = {p.name: np.asarray(p.value(template), np.float64) for p in parameters}
+    if len(given.shapes) > 2:
+        raise NoInputError(f"{len(given.shapes)} of --input-shape for a prediction and a target")
 
     def candidates() -> Iterator[Candidate]:
         for shape in given.shapes[:1] or ((n, d), (n, 1), (n,)):
-            targets: dict[str, Array] = {}
-            if len(shape) == 2 and (shape[1] > 1 or d == 1):
-                labels = rng.integers(0, shape[1], shape[0])
-                targets = {"labels": labels, "one-hot": np.eye(shape[1])[labels]}
-            targets |= {"numbers": draw(rng, shape), "shares": draw(rng, shape, "unit")}
-            yield from with_targets(shape, targets)
+            others = given.shapes[1:] or (shape, *([(n, point.sizes.c)] if parameters else []))
+            for other in others:
+                yield from with_targets(shape, _targets(shape, other, rng, d))
 
     def with_targets(shape: tuple[int, ...], targets: dict[str, Array]) -> Iterator[Candidate]:
         for kind, target in targets.items():
 
-            def start(target: Array = target) -> Session:
+            def start(target: Array = target) -> LossSession:
                 session = LossSession(template, again, parameters, (name,))
                 session.target, session.takes, session.target_first = target, takes, first_is_target
                 return session
 
-            for domain in _loss_domains(start, name, given, shape, rng, kind == "numbers"):
+            for domain in _loss_domains(start, name, own, given, shape, rng):
                 x = {name: _value(rng, shape, domain, given, point)}
-                yield Candidate(f"{kind} {len(shape)} {domain}", x, start)
+                layout = f"{label}{kind} {len(shape)} {target.ndim} {domain}"
+                for values in _parameter_values(own, rng):
+                    yield Candidate(layout, {**x, **values}, start)
 
     def make(candidate: Candidate) -> Subject:
         kind = type(template).__name__
@@ -529,25 +776,44 @@ def _loss_subjects(
     return _accept(candidates(), like, (name,), make)
 
 
+def _targets(
+    shape: tuple[int, ...], other: tuple[int, ...], rng: np.random.Generator, n_classes: int
+) -> dict[str, Array]:
+    """Return targets of shape ``other`` for predictions of ``shape``, by kind; labels as well."""
+    targets: dict[str, Array] = {}
+    several = len(shape) == 2 and (shape[1] > 1 or n_classes == 1)
+    if several and other in (shape, shape[:1]):
+        labels = rng.integers(0, shape[1], shape[0])
+        targets = {"labels": labels, "one-hot": np.eye(shape[1])[labels]}
+        if other != shape:
+            del targets["one-hot"]
+    return targets | {"numbers": draw(rng, other), "shares": draw(rng, other, "unit")}
+
+
 def _loss_domains(
-    start: Callable[[], Session],
+    start: Callable[[], LossSession],
     name: str,
+    own: dict[str, Array],
     given: Given,
     shape: tuple[int, ...],
     rng: np.random.Generator,
-    numbers: bool,
 ) -> tuple[str, ...]:
     """Return what a loss is of: scores, if adding a constant to a row changes nothing, or
-    probabilities; or, with numbers as targets, numbers."""
+    probabilities; or numbers, if those are targets, or if only differences from it count."""
     if given.range:
         return ("given",)
+    session = start()
+    target = session.target
     x = draw(rng, shape, "positive")  # a logarithm that is clipped does not change below 0
     try:
         with np.errstate(all="ignore"):
-            before, after = (start().forward({name: x + shift})[0] for shift in (0, 0.7))
+            before, after = (start().forward({**own, name: x + s})[0] for s in (0, 0.7))
+            session.target = target + 0.7 if target.dtype.kind == "f" else target
+            both = session.forward({**own, name: x + 0.7})[0]
     except Exception:
         return ("real", "unit")
-    if numbers or np.allclose(before, after, rtol=1e-9):
+    numbers = target.dtype.kind == "f" and bool((target < 0).any())
+    if numbers or any(np.allclose(before, other, rtol=1e-9) for other in (after, both)):
         return ("real", "unit")
     return ("unit", "real")
 
@@ -585,7 +851,7 @@ def op_subjects(
         constants_used = getattr(candidate.start(), "constants", {})
         return Subject(
             cls.__name__, "op", candidate.variables, tuple(names), candidate.start,
-            _shown((), constants_used),
+            shown((), constants_used),
         )  # fmt: skip
 
     return _accept(candidates(), like, names, make)
@@ -629,6 +895,8 @@ def torch_function_subjects(
                             continue
                         layout = f"{plain} {_layout(shapes, values, domain)}"
                         yield Candidate(layout, x, start)
+                        if any(isinstance(value, np.ndarray) for value in values.values()):
+                            continue  # labels, one for each sample
                         if len(shapes[0]) == 4 and (not base or shapes[1:] == base[1:]):
                             yield Candidate(layout, x, start, another=True)
                         base = base or shapes
@@ -638,7 +906,7 @@ def torch_function_subjects(
         subject = Subject(
             cls.__name__, "torch function", candidate.variables, names, candidate.start
         )
-        subject.settings = _shown((), getattr(candidate.start(), "constants", {}))
+        subject.settings = shown((), getattr(candidate.start(), "constants", {}))
         subject.optional = frozenset(
             n for n in names if n.lower() in _NAMES["untrained"] | _NAMES["target"]
         )
@@ -771,7 +1039,8 @@ def torch_module_subjects(
     cls: type, given: Given, point: Point, rng: np.random.Generator, like: Subject | None = None
 ) -> list[Subject]:
     """Return an ``nn.Module``, whose backward pass autograd puts together from its functions'."""
-    template, _, settings = _construct(cls, given, point)
+    args, kwargs = constructor_arguments(cls, given, point)
+    template, _, settings = _construct(cls, args, kwargs, guessed=not given.kwargs)
     module = template.double()
     module.train()
     names = [p.name for p in _required(_signature(module.forward))] or ["x"]
@@ -781,18 +1050,22 @@ def torch_module_subjects(
         return TorchSession(module, tuple(names), {}, module)
 
     def candidates() -> Iterator[Candidate]:
-        for rank, shapes in enumerate(_module_shapes(len(names), given, point.sizes, {*settings})):
+        for rank, (shapes, columns) in enumerate(
+            _module_shapes(cls, args, kwargs, len(names), given, point.sizes)
+        ):
             for domain in _domains(given):
                 x = _inputs(names, shapes, domain, given, point, rng)
                 for values in _parameter_values(own, rng):
                     variables, layout = {**x, **values}, f"{rank} {domain}"
-                    yield Candidate(layout, variables, start)
+                    yield Candidate(layout, variables, start, columns=columns)
                     if len(shapes[0]) == 4 and rank:
                         yield Candidate(layout, variables, start, another=True)
 
     def make(candidate: Candidate) -> Subject:
         subject = Subject(cls.__name__, "torch module", candidate.variables, tuple(names), start)
         subject.settings = settings
+        subject.columns = _in_columns(candidate, names)
+        subject.batch_axis = not subject.columns
         return subject
 
-    return _accept(candidates(), like, names, make)
+    return _accept(candidates(), like, names, make, fitting=True)

@@ -78,6 +78,7 @@ class Subject:
         start: begins a session.
         settings: constructor arguments and constants, for the report and for naming factors.
         batch_axis: whether the first axis of the inputs is the batch.
+        columns: whether the last one is.
         upstream: False for a loss whose ``backward`` takes none.
         layout: what kind of inputs these are.
         optional: variables that may have no gradient.
@@ -95,6 +96,7 @@ class Subject:
     start: Callable[[], Session]
     settings: dict[str, Any] = field(default_factory=dict)
     batch_axis: bool = True
+    columns: bool = False
     upstream: bool = True
     layout: str = ""
     optional: frozenset[str] = frozenset()
@@ -337,6 +339,10 @@ def loose_arrays(module: Any) -> list[Parameter]:
     return found
 
 
+# What a backward pass that updates its parameters asks for.
+RATES = frozenset({"learning_rate", "lr", "eta", "step_size"})
+
+
 class ModuleSession(Session):
     """A module of the courses: state in the object, gradients of parameters in ``grads``."""
 
@@ -355,9 +361,12 @@ class ModuleSession(Session):
             self.module = again()
         self.parameters, self.inputs = parameters, inputs
         self.name = type(template).__name__
-        words = list(inspect.signature(self.module.backward).parameters)
-        self.hands_on = len(words) > 1 and words[1].lower() in _STATE
+        words = list(inspect.signature(self.module.backward).parameters.values())
+        self.hands_on = len(words) > 1 and words[1].name.lower() in _STATE
         self.state: Any = None
+        # At a rate of 0 nothing is updated.
+        self.rates = {p.name: 0.0 for p in words if p.name in RATES and p.default is p.empty}
+        self.takes_upstream = any(p.name not in RATES for p in words)
 
     def _params(self) -> dict[str, Array]:
         return {p.name: p.value(self.module) for p in self.parameters}
@@ -424,8 +433,14 @@ class ModuleSession(Session):
             return {}
         return {p.name: np.array(gradient) for p, gradient in pairs}
 
+    def is_loss(self, variables: Variables) -> bool:
+        """Say whether forward gives one number, and backward takes no upstream gradient for it."""
+        return not self.takes_upstream and all(out.size == 1 for out in self.forward(variables))
+
     def _call(self, douts: tuple[Array, ...]) -> Any:
-        return self.module.backward(*douts, *([self.state] if self.hands_on else []))
+        if not self.takes_upstream and all(dout.size == 1 for dout in douts):
+            douts = ()
+        return self.module.backward(*douts, *([self.state] * self.hands_on), **self.rates)
 
 
 class LossSession(ModuleSession):
@@ -446,19 +461,17 @@ class LossSession(ModuleSession):
         return (self.target.copy(), x) if self.target_first else (x, self.target.copy())
 
     def forward(self, variables: Variables) -> tuple[Array, ...]:
-        """Return the loss."""
-        (x,) = (variables[name] for name in self.inputs)
-        if self.target.dtype.kind == "f" and self.target.shape != x.shape:
-            raise ContractError("no-input", "the target has not the shape of the prediction")
+        """Return the loss; one of each sample, where backward takes an upstream gradient."""
         outputs = super().forward(variables)
-        if any(out.size != 1 for out in outputs):
+        if self.takes != 1 and any(out.size != 1 for out in outputs):
             raise ContractError("no-input", "forward is expected to return one number, the loss")
         return outputs
 
     def _call(self, douts: tuple[Array, ...]) -> Any:
         if self.takes >= 2:
             return self.module.backward(*self._arguments())
-        return self.module.backward(*(float(d) for d in douts[: self.takes]))
+        given = [float(dout) if dout.ndim == 0 else dout for dout in douts[: self.takes]]
+        return self.module.backward(*given)
 
 
 # --- ops of the graph engine: static forward(context, ...), backward(context, ...) --------------

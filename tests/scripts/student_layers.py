@@ -787,6 +787,284 @@ class AvgPool2d:
         return dx
 
 
+class ColumnDense:
+    """Samples are columns, (in, N)."""
+
+    def __init__(self, n_in, n_out):
+        self.W = np.random.randn(n_out, n_in)
+        self.b = np.zeros((n_out, 1))
+
+    def forward(self, A):
+        self.A = A
+        return self.W @ A + self.b
+
+    def backward(self, dZ):
+        self.dW = dZ @ self.A.T
+        self.db = dZ.sum(axis=1, keepdims=True)
+        return self.W.T @ dZ
+
+
+class ColumnMatMul:
+    def __init__(self, n_in, n_out):
+        self.W = np.random.randn(n_out, n_in)
+
+    def forward(self, A):
+        self.A = A
+        return self.W @ A
+
+    def backward(self, dZ):
+        self.dW = dZ @ self.A.T
+        return self.W.T @ dZ
+
+
+class OneSample:
+    def __init__(self, n_in, n_out):
+        self.W = np.random.randn(n_out, n_in)
+
+    def forward(self, x):
+        self.x = x
+        return self.W @ x
+
+    def backward(self, dout):
+        self.dW = np.outer(dout, self.x)
+        return self.W.T @ dout
+
+
+class Pointwise:
+    """A convolution of kernel size 1 of (N, C, L)."""
+
+    def __init__(self, c_in, c_out):
+        self.W = np.random.randn(c_out, c_in)
+
+    def forward(self, x):
+        self.x = x
+        return self.W @ x
+
+    def backward(self, dout):
+        self.dW = (dout @ self.x.transpose(0, 2, 1)).sum(0)
+        return self.W.T @ dout
+
+
+class Upsample:
+    """Runs on a matrix by chance."""
+
+    def __init__(self, scale_factor=2):
+        self.k = scale_factor
+
+    def forward(self, x):
+        return np.kron(x, np.ones((1, 1, self.k, self.k)))
+
+    def backward(self, dout):
+        N, C, H, W = dout.shape
+        k = self.k
+        return dout.reshape(N, C, H // k, k, W // k, k).sum((3, 5))
+
+
+class GivenAffine:
+    def __init__(self, W, b):
+        self.W, self.b = W, b
+        self.dW = self.db = None
+
+    def forward(self, x):
+        self.x = x
+        return np.dot(x, self.W) + self.b
+
+    def backward(self, dout):
+        self.dW = self.x.T @ dout
+        self.db = dout.sum(axis=0)
+        return dout @ self.W.T
+
+
+class GivenOutIn:
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.weight.T + self.bias
+
+    def backward(self, dout):
+        self.dweight, self.dbias = dout.T @ self.x, dout.sum(0)
+        return dout @ self.weight
+
+
+class GivenColumns:
+    def __init__(self, W, b):
+        self.W, self.b = W, b
+
+    def forward(self, X):
+        self.X = X
+        return self.W @ X + self.b
+
+    def backward(self, dZ):
+        self.dW, self.db = dZ @ self.X.T, dZ.sum(1, keepdims=True)
+        return self.W.T @ dZ
+
+
+class GivenMatMul:
+    def __init__(self, W):
+        self.params = [W]
+        self.grads = [np.zeros_like(W)]
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params[0]
+
+    def backward(self, dout):
+        self.grads[0][...] = self.x.T @ dout
+        return dout @ self.params[0].T
+
+
+class GivenConvolution:
+    def __init__(self, W, b, stride=1):
+        self.W, self.b, self.s = W, b, stride
+
+    def forward(self, x):
+        self.x = x
+        s, k = self.s, self.W.shape[2]
+        H, W = (x.shape[2] - k) // s + 1, (x.shape[3] - k) // s + 1
+        out = np.zeros((len(x), len(self.W), H, W))
+        for i in range(H):
+            for j in range(W):
+                patch = x[:, :, i * s : i * s + k, j * s : j * s + k]
+                out[:, :, i, j] = np.tensordot(patch, self.W, ((1, 2, 3), (1, 2, 3))) + self.b
+        return out
+
+    def backward(self, dout):
+        s, k = self.s, self.W.shape[2]
+        dx, self.dW = np.zeros_like(self.x), np.zeros_like(self.W)
+        self.db = dout.sum((0, 2, 3))
+        for i in range(dout.shape[2]):
+            for j in range(dout.shape[3]):
+                d = dout[:, :, i, j]
+                patch = (slice(None), slice(None), slice(i * s, i * s + k), slice(j * s, j * s + k))
+                self.dW += np.tensordot(d, self.x[patch], ((0,), (0,)))
+                dx[patch] += np.tensordot(d, self.W, ((1,), (0,)))
+        return dx
+
+
+class GivenScale:
+    def __init__(self, gamma, beta):
+        self.gamma, self.beta = gamma, beta
+
+    def forward(self, x):
+        self.x = x
+        return self.gamma * x + self.beta
+
+    def backward(self, dout):
+        self.dgamma, self.dbeta = (dout * self.x).sum(0), dout.sum(0)
+        return dout * self.gamma
+
+
+class GivenSwish:
+    """One beta, which is trained."""
+
+    def __init__(self, beta):
+        self.beta = beta
+
+    def forward(self, x):
+        self.x, self.s = x, 1 / (1 + np.exp(-self.beta * x))
+        return x * self.s
+
+    def backward(self, dout):
+        slope = self.x * self.s * (1 - self.s)
+        self.dbeta = (dout * self.x * slope).sum()
+        return dout * (self.s + self.beta * slope)
+
+
+class GivenRadial:
+    """One gamma, which is not; with one for each feature the gradient would be another."""
+
+    def __init__(self, gamma):
+        self.gamma = gamma
+
+    def forward(self, x):
+        self.x = x
+        self.y = np.exp(-self.gamma * (x**2).sum(1, keepdims=True))
+        return self.y
+
+    def backward(self, dout):
+        return -2 * self.gamma * self.x * self.y * dout
+
+
+class Triplet:
+    def forward(self, a, p, n):
+        self.dp, self.dn = a - p, a - n
+        self.v = (self.dp**2).sum(1) - (self.dn**2).sum(1) + 0.5
+        return np.maximum(self.v, 0).sum()
+
+    def backward(self):
+        m = (self.v > 0)[:, None]
+        return 2 * m * (self.dp - self.dn), -2 * m * self.dp, 2 * m * self.dn
+
+
+class SquaredErrors:
+    """One for each sample."""
+
+    def forward(self, x, y):
+        self.d = x - y
+        return (self.d**2).mean(axis=1)
+
+    def backward(self, dout):
+        return 2 * self.d * dout[:, None] / self.d.shape[1]
+
+
+class Ridge:
+    """A loss with a parameter."""
+
+    def __init__(self, n_in, n_out, reg=0.1):
+        self.params, self.grads, self.reg = {"W": np.random.randn(n_in, n_out)}, {}, reg
+
+    def forward(self, x, y):
+        self.x, self.d = x, x @ self.params["W"] - y
+        return 0.5 * np.sum(self.d**2) / len(x) + 0.5 * self.reg * np.sum(self.params["W"] ** 2)
+
+    def backward(self, x, y):
+        d = self.d / len(x)
+        self.grads["W"] = self.x.T @ d + self.reg * self.params["W"]
+        return d @ self.params["W"].T
+
+
+class HuberSum:
+    def forward(self, x, y):
+        d = np.abs(x - y)
+        return np.where(d < 1, 0.5 * d**2, d - 0.5).sum()
+
+    def backward(self, x, y):
+        return np.clip(x - y, -1, 1)
+
+
+class WideLinear:
+    def __init__(self, in_features=11, out_features=7):
+        self.params, self.grads = {"W": np.random.randn(in_features, out_features)}, {}
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.params["W"]
+
+    def backward(self, dout):
+        self.grads["W"] = self.x.T @ dout
+        return dout @ self.params["W"].T
+
+
+class Conv1dChannelsLast:
+    def __init__(self, in_channels, out_channels, width=2):
+        self.W = np.random.randn(width, in_channels, out_channels)
+
+    def forward(self, x):
+        self.x, k = x, len(self.W)
+        L = x.shape[1] - k + 1
+        return sum(x[:, i : i + L] @ self.W[i] for i in range(k))
+
+    def backward(self, dout):
+        k, L = len(self.W), dout.shape[1]
+        self.dW = np.stack([np.einsum("nlc,nlo->co", self.x[:, i : i + L], dout) for i in range(k)])
+        dx = np.zeros_like(self.x)
+        for i in range(k):
+            dx[:, i : i + L] += dout @ self.W[i].T
+        return dx
+
+
 class GlobalAvgPool:
     def forward(self, x):
         self.s = x.shape

@@ -433,6 +433,184 @@ class Dense:
     assert run(capsys, file, "--tolerance", "1e-3")[0] == 0
 
 
+LAYER = """
+class {name}:
+    def __init__(self, {words}):
+        {init}
+    def forward(self, x):
+        self.x = x
+        return {forward}
+    def backward(self, {takes}):
+        {before}
+        return {backward}
+"""
+COLUMNS = {
+    "words": "n_in, n_out",
+    "init": "self.W, self.b = np.random.randn(n_out, n_in), np.zeros((n_out, 1))",
+    "forward": "self.W @ x + self.b",
+    "before": "self.dW, self.db = dout @ self.x.T, dout.sum(1, keepdims=True)",
+    "backward": "self.W.T @ dout",
+}
+ROWS = {
+    "words": "W, b",
+    "init": "self.W, self.b = W, b",
+    "forward": "x @ self.W + self.b",
+    "before": "self.dW, self.db = self.x.T @ dout, dout.sum(0)",
+    "backward": "dout @ self.W.T",
+}
+SCALE = {
+    "words": "gamma, beta",
+    "init": "self.gamma, self.beta = gamma, beta",
+    "forward": "self.gamma * x + self.beta",
+    "before": "self.dgamma, self.dbeta = (dout * self.x).sum(0), dout.sum(0)",
+    "backward": "dout * self.gamma",
+}
+PLAIN = {"words": "rate=0.5", "init": "pass", "forward": "x**2", "before": "pass"}
+BY_GUESSES: list[tuple[dict[str, str], list[tuple[str, str]]]] = [
+    # Samples are columns.
+    (COLUMNS | {"before": "self.dW = dout @ self.x.T / dout.shape[1]"}, [("extra-1/N", "W")]),
+    (COLUMNS | {"before": "self.dW = dout.T @ self.x"}, [("crash", "")]),
+    (COLUMNS | {"backward": "-self.W.T @ dout"}, [("sign", "x")]),
+    # Arrays are given.
+    (ROWS | {"before": "self.db = dout[0]"}, [("missing-batch-sum", "b")]),
+    (ROWS | {"before": "self.dW = dout.T @ self.x"}, [("transposed-gradient", "W")]),
+    (ROWS | {"backward": "dout @ self.W"}, [("transposed-factor", "")]),
+    (
+        SCALE | {"before": "self.dgamma, self.dbeta = -(dout * self.x).sum(0), dout.sum()"},
+        [("sign", "gamma"), ("wrong-shape", "beta")],
+    ),
+    (
+        {**SCALE, "words": "b", "init": "self.b = b", "forward": "x + self.b",
+         "before": "self.db = dout", "backward": "dout"},
+        [("missing-batch-sum", "b")],
+    ),
+    # One sample, an image or a sequence excuses nothing that rows do not.
+    (PLAIN | {"backward": "2 * self.x.T * dout"}, [("transposed-factor", "")]),
+    (PLAIN | {"backward": "2 * self.x * dout[:, :, :, None]"}, [("crash", "")]),
+    (PLAIN | {"forward": "x.reshape(len(x), -1)", "backward": "dout"}, [("wrong-shape", "x")]),
+    # What backward takes.
+    (PLAIN | {"takes": "dout, lr", "backward": "self.x * dout"}, [("constant-factor", "x")]),
+    (PLAIN | {"takes": "", "backward": "2 * self.x"}, [("crash", "")]),
+    (
+        PLAIN | {"takes": "", "forward": "(x**2).sum()", "backward": "self.x"},
+        [("constant-factor", "x")],
+    ),
+    (PLAIN | {"backward": "exit(3)"}, [("crash", "")]),
+]  # fmt: skip
+
+
+def test_mistakes_where_inputs_and_arguments_have_to_be_guessed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [{"takes": "dout", **part} for part, _ in BY_GUESSES]
+    layers = [LAYER.format(name=f"Layer{i}", **part) for i, part in enumerate(parts)]
+    text = "import numpy as np\nfrom sys import exit\n" + "".join(layers)
+    _, classes, _ = run(capsys, write(tmp_path, text))
+    for i, (part, expected) in enumerate(BY_GUESSES):
+        findings = classes[f"Layer{i}"]["findings"]
+        assert {f["verdict"] for f in findings} <= {"ok", "WRONG"}, (part, findings)
+        assert wrong(classes[f"Layer{i}"]) == expected, (part, findings)
+
+
+ACTIVATION = {"words": "f, f_prime", "init": "self.f = f", "forward": "self.f(x)"}
+INSIDE = {"words": "act", "init": "self.act = act", "backward": "self.act.slope(dout)"}
+UNCHECKED: list[tuple[dict[str, str], list[str], str, str]] = [
+    (ACTIVATION, [], "no-input", "what f and f_prime should be was guessed: give --init"),
+    (INSIDE, [], "crash", "what act should be was guessed: give --init"),
+    ({"forward": "np.arccosh(x)"}, [], "no-input", "give --input-range"),
+    ({"forward": "np.sqrt(x)"}, ["--input-range", "-1,1"], "no-input", "give --input-range"),
+    ({"before": "raise NotImplementedError"}, [], "not-written", "NotImplementedError"),
+    ({"takes": "x, dout"}, [], "crash", "backward(dout) is expected"),
+    ({"words": "n, m", "init": "pass"}, ["--init", "3"], "crash", "missing 1 required"),
+]
+
+
+@pytest.mark.parametrize(("parts", "argv", "kind", "says"), UNCHECKED)
+def test_what_cannot_be_judged_says_what_to_do(
+    parts: dict[str, str],
+    argv: list[str],
+    kind: str,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = {"takes": "dout", **PLAIN, "backward": "2 * self.x * dout", **parts}
+    text = "import numpy as np\n" + LAYER.format(name="Layer", **whole)
+    _, classes, _ = run(capsys, write(tmp_path, text), *argv)
+    (finding,) = classes["Layer"]["findings"]
+    assert (finding["verdict"], finding["diagnosis"]) == ("NOT CHECKED", kind)
+    assert says in finding["explanation"]
+    if "--init" in argv:
+        assert classes["Layer"]["settings"] == {"0": 3}
+
+
+def test_lists_that_are_given_may_be_arrays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "import numpy as np\n" + LAYER.format(name="Layer", takes="dout", **ROWS)
+    for init in ("[[1, 2], [3, 4], [5, 6]], [0.5, 0.6]", "b=[0.5, 0.6], W=[[1, 2], [3, 4]]"):
+        status, classes, _ = run(capsys, write(tmp_path, text), "--init", init)
+        assert status == 0 and [f["variable"] for f in classes["Layer"]["findings"]] == [*"xWb"]
+
+
+def test_an_update_inside_backward(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sample, as a column, as its bias has to have it."""
+    parts = COLUMNS | {
+        "takes": "dout, learning_rate",
+        "before": "dx = self.W.T @ dout; self.W -= learning_rate * dout @ self.x.T; "
+        "self.b -= learning_rate * dout",
+    }
+    text = "import numpy as np\n" + LAYER.format(name="Layer", **{**parts, "backward": "dx"})
+    text += LAYER.format(name="Wrong", **{**parts, "backward": "-dx"})
+    _, classes, _ = run(capsys, write(tmp_path, text))
+    for name, kind in (("Layer", ""), ("Wrong", "sign")):
+        (finding,) = (f for f in classes[name]["findings"] if f["variable"] == "x")
+        assert finding["diagnosis"] == kind
+        notes = " ".join(classes[name]["notes"])
+        assert "given a learning_rate of 0" in notes and "judged at (4, 1)" in notes
+
+
+def test_losses_of_large_differences_and_of_targets_of_another_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+import numpy as np
+
+class Huber:
+    def forward(self, x, y):
+        d = np.abs(x - y)
+        return np.where(d < {delta}, 0.5 * d**2, {delta} * (d - 0.5 * {delta})).sum()
+    def backward(self, x, y):
+        return x - y
+
+class Mapped:
+    def __init__(self, n_in, n_out):
+        self.W = np.random.randn(n_in, n_out)
+    def forward(self, x, y):
+        assert x.shape == (7, 4) and y.shape == (7, 3)
+        return ((x @ self.W - y) ** 2).sum()
+    def backward(self, x, y):
+        return 2 * (x @ self.W - y) @ self.W.T
+"""
+    for delta in ("1", "2", "5"):
+        file = write(tmp_path, text.replace("{delta}", delta))
+        _, classes, _ = run(capsys, f"{file}:Huber")
+        assert [variable for _, variable in wrong(classes["Huber"])] == ["x"]
+    shapes = ["--input-shape", "7,4", "--input-shape", "7,3"]
+    status, classes, _ = run(capsys, f"{file}:Mapped", *shapes)
+    assert status == 0, classes
+
+
+def test_passes_of_other_names_are_mentioned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    called = SQUARE.replace("Square", "Called").replace("forward", "__call__")
+    file = write(tmp_path, SQUARE + called + called.replace("Called", "No").replace("back", "un"))
+    assert run(capsys, file)[2]["skipped"] == {
+        "Called": "it has __call__ and backward, where forward and backward are looked for"
+    }
+
+
 def test_a_network_of_wrong_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = SQUARE.replace("Square", "Layer").replace(
         "    def forward",
