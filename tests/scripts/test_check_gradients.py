@@ -468,16 +468,25 @@ SCALE = {
 PLAIN = {"words": "rate=0.5", "init": "pass", "forward": "x**2", "before": "pass"}
 BY_GUESSES: list[tuple[dict[str, str], list[tuple[str, str]]]] = [
     # Samples are columns.
-    (COLUMNS | {"before": "self.dW = dout @ self.x.T / dout.shape[1]"}, [("extra-1/N", "W")]),
+    (
+        COLUMNS | {"before": COLUMNS["before"].replace(", dout", " / dout.shape[1], dout")},
+        [("extra-1/N", "W")],
+    ),
     (COLUMNS | {"before": "self.dW = dout.T @ self.x"}, [("crash", "")]),
     (COLUMNS | {"backward": "-self.W.T @ dout"}, [("sign", "x")]),
     # Arrays are given.
-    (ROWS | {"before": "self.db = dout[0]"}, [("missing-batch-sum", "b")]),
-    (ROWS | {"before": "self.dW = dout.T @ self.x"}, [("transposed-gradient", "W")]),
+    (
+        ROWS | {"before": "self.dW, self.db = self.x.T @ dout, dout[0]"},
+        [("missing-batch-sum", "b")],
+    ),
+    (
+        ROWS | {"before": "self.dW, self.db = dout.T @ self.x, dout.sum(0)"},
+        [("transposed-gradient", "W")],
+    ),
     (ROWS | {"backward": "dout @ self.W"}, [("transposed-factor", "")]),
     (
         SCALE | {"before": "self.dgamma, self.dbeta = -(dout * self.x).sum(0), dout.sum()"},
-        [("sign", "gamma"), ("wrong-shape", "beta")],
+        [("sign", "gamma"), ("wrong-sum-axis", "beta")],
     ),
     (
         {**SCALE, "words": "b", "init": "self.b = b", "forward": "x + self.b",
