@@ -12,7 +12,6 @@ import inspect
 import json
 import math
 import os
-import re
 import sys
 import textwrap
 import threading
@@ -234,14 +233,14 @@ def _checked(
         yield Finding("", "NOT CHECKED", "not-written", _their_error(error))
     except (Exception, SystemExit) as error:
         kind, text = "crash", _their_error(error)
-        if advice := _blamed(found, given, error):
-            yield Finding("", "NOT CHECKED", kind, f"{text}; {advice}")
-            return
         more = _as_squares(found, given, tolerance)
         if more is not None:
             kind = more.diagnosis
             text += f"; where all sizes are equal it runs, and then {more.variable} is wrong: "
             text += more.explanation
+        elif advice := _blamed(found, given, error):
+            yield Finding("", "NOT CHECKED", kind, f"{text}; {advice}")
+            return
         yield Finding("", "WRONG", kind, text)
 
 
@@ -253,10 +252,7 @@ def _blamed(found: Found, given: Given, error: BaseException) -> str:
     if isinstance(error, TypeError) and "backward() missing" in str(error):
         return "backward(dout) is expected"
     made_up = guesses.invented(found.cls, given) if found.kind.endswith("module") else []
-    of_a_number = isinstance(error, TypeError | AttributeError) and re.search(
-        r"'(int|float)'", str(error)
-    )
-    if not made_up or not of_a_number:
+    if not made_up:
         return ""
     return f"what {' and '.join(made_up)} should be was guessed: give --init"
 

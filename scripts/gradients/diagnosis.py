@@ -320,7 +320,8 @@ def _names(c: float, look: _Look) -> dict[str, None]:
     table: dict[str, float] = {}
     for key, value in _quantities(look).items():
         if value:
-            table |= {key: value, f"1/{key}": 1 / value}
+            over = f"1/({key})" if "·" in key else f"1/{key}"
+            table |= {key: value, over: 1 / value}
     return {
         f"{mark}{label}": None
         for label, value in table.items()

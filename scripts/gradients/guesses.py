@@ -123,6 +123,8 @@ _WORDS = {
     "given matrix": "w weight weights",
     "given vector": "b bias biases gamma beta",
     "target": "y t target targets label labels y_true truth onehot one_hot t_true gt actual",
+    "mask": "mask masks weight weights sample_weight sample_weights lengths",
+    "widths": "sizes layer_sizes layer_dims layers_dims",
     "index": "indices targets index labels target label",
     "mode": "training train eval inplace in_place verbose debug",
     "untrained": "mask running_mean running_var",
@@ -194,6 +196,7 @@ def _guess_by_name(name: str, annotation: str, sizes: Sizes) -> Any:
     if key in _NUMBERS:
         return _NUMBERS[key]
     guesses = {
+        "widths": [sizes.d, sizes.d + 2, sizes.c],
         "in": sizes.d, "out": sizes.c, "hidden": [sizes.d + 2], "kernel": 3, "window": 2, "one": 1,
         "rng": np.random.default_rng(7),
     }  # fmt: skip
@@ -412,10 +415,10 @@ def _may_replace(candidate: Candidate, held: Candidate, inputs: Sequence[str]) -
     """Say whether a candidate may be what is meant where ``held`` is not.
 
     Images and sequences may. A single sample may not: a sum over the batch that is missing is not
-    missed there. Columns may where a batch of rows does not run.
+    missed there. Columns may where a batch of rows does not run, and so may another target.
     """
-    ndim, other = (c.variables[inputs[0]].ndim for c in (candidate, held))
-    return ndim > 2 or (candidate.columns and other != 2)
+    x, other = (c.variables[inputs[0]] for c in (candidate, held))
+    return x.ndim > 2 or (candidate.columns and other.ndim != 2) or x.shape == other.shape
 
 
 def _accept(
@@ -472,8 +475,7 @@ def _accept(
                 continue
         subjects.append(make(candidate))
         subjects[-1].layout = candidate.layout
-        if unfit:
-            kinds = "; ".join(dict.fromkeys(unfit))
+        if kinds := "; ".join(dict.fromkeys(kind for kind in unfit if kind != shapes)):
             text = f"judged at {shapes}; forward runs on {kinds} too, but backward does not fit"
             subjects[-1].notes.append(text)
         if len(subjects) == 2 or like is not None:
@@ -591,6 +593,9 @@ def _subjects_with(
         subject.batch_axis = not subject.columns
         session = start()
         subject.upstream = not session.is_loss(candidate.variables)
+        outputs = session.forward(candidate.variables)
+        no_layer = _NAMES["target"] if all(out.size == 1 for out in outputs) else set()
+        subject.optional = frozenset(n for n in names[1:] if n.lower() in no_layer | _NAMES["mask"])
         for name in session.rates:
             text = f"backward was given a {name} of 0: what it updates by itself was not checked"
             subject.notes.append(text)
@@ -609,16 +614,19 @@ def _with_loose_arrays(
 ) -> Subject:
     """Take for parameters what is kept as ``W`` with its gradient as ``dW``, and note the rest."""
     loose = [p for p in loose_arrays(template) if p.name not in subject.inputs]
-    if not loose:
-        return subject
     together = [*parameters, *loose]
     session = ModuleSession(template, again, together, subject.inputs)
     try:
         own = {p.name: p.value(template) for p in loose}
         outputs = session.forward(subject.variables | own)
-        gradients = session.backward(tuple(rng.standard_normal(out.shape) for out in outputs))
+        gradients = session.backward(tuple(np.ones(out.shape) for out in outputs))
     except (Exception, SystemExit):  # the check itself will say so
         return subject
+    for late in loose_arrays(session.module):
+        made = late.name not in {p.name for p in together} and _PARAMETER.fullmatch(str(late.key))
+        if made and late.gradient(session.module) is not None:
+            text = "is made by forward and was not checked: the constructor is where to make it"
+            subject.notes.append(f"{late.name} {text}")
     trained = [p for p in loose if gradients[p.name] is not None]
     for parameter in loose:
         if parameter in trained:
@@ -631,7 +639,8 @@ def _with_loose_arrays(
                 continue
             if session.rates:  # updated in backward: there is a note already
                 continue
-            if _PARAMETER.fullmatch(str(parameter.key)) or not is_module(parameter.owner(template)):
+            known = _PARAMETER.fullmatch(parameter.holder or str(parameter.key))
+            if known or not is_module(parameter.owner(template)):
                 subject.ungraded.append(parameter.name)
             else:
                 text = "changes the output and has no gradient: taken for a constant"
@@ -700,8 +709,10 @@ def _module_shapes(
             columns = [(d, n), (d, 1)]
         for shape in ranks:
             yield (shape,) * n_inputs, False
-        if n_inputs == 2:
-            yield ((n, d), (n, sizes.c)), False
+        if n_inputs > 1:  # of an input and a state or two
+            yield ((n, d), *[(n, sizes.c)] * (n_inputs - 1)), False
+        if n_inputs == 2:  # steps and their mask
+            yield ((n, h, d), (n, h)), False
         for shape in columns:
             yield (shape,) * n_inputs, True
 
@@ -749,11 +760,14 @@ def _loss_subjects(
 
     def candidates() -> Iterator[Candidate]:
         for shape in given.shapes[:1] or ((n, d), (n, 1), (n,)):
-            others = given.shapes[1:] or (shape, *([(n, point.sizes.c)] if parameters else []))
-            for other in others:
-                yield from with_targets(shape, _targets(shape, other, rng, d))
+            learnt = [(n, point.sizes.c), (n,), (n, 1)] if parameters else []
+            others = given.shapes[1:] or (shape, *learnt)
+            for which, other in enumerate(others):
+                yield from with_targets(shape, which, _targets(shape, other, rng, d))
 
-    def with_targets(shape: tuple[int, ...], targets: dict[str, Array]) -> Iterator[Candidate]:
+    def with_targets(
+        shape: tuple[int, ...], which: int, targets: dict[str, Array]
+    ) -> Iterator[Candidate]:
         for kind, target in targets.items():
 
             def start(target: Array = target) -> LossSession:
@@ -763,7 +777,7 @@ def _loss_subjects(
 
             for domain in _loss_domains(start, name, own, given, shape, rng):
                 x = {name: _value(rng, shape, domain, given, point)}
-                layout = f"{label}{kind} {len(shape)} {target.ndim} {domain}"
+                layout = f"{label}{kind} {len(shape)} {which} {domain}"
                 for values in _parameter_values(own, rng):
                     yield Candidate(layout, {**x, **values}, start)
 
@@ -773,7 +787,7 @@ def _loss_subjects(
         subject.upstream = takes == 1
         return subject
 
-    return _accept(candidates(), like, (name,), make)
+    return _accept(candidates(), like, (name,), make, fitting=bool(parameters))
 
 
 def _targets(

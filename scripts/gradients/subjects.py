@@ -214,7 +214,7 @@ class Parameter:
     Attributes:
         name: as it is shown.
         path: what leads to the module, or to the object of a value and a gradient.
-        holder: ``params``, a dictionary or a list; or empty for an attribute of the module itself.
+        holder: ``params`` or another dictionary or list; empty for an attribute of the module.
         key: in the holder.
     """
 
@@ -252,14 +252,19 @@ class Parameter:
         held = [getattr(owner, name, None) for name in _GRADIENTS]
         if not is_module(owner):  # an object of a value and its gradient
             return next((one for one in held if isinstance(one, np.ndarray | float)), None)
-        for grads in held:
+        for grads in held if self.holder in ("", "params") else ():
             if isinstance(grads, list | tuple) and isinstance(self.key, int):
                 return grads[self.key] if self.key < len(grads) else None
             if isinstance(grads, dict):
                 return _gradient_in(grads, self.key)
         names = [name for name in dir(owner) if not callable(getattr(owner, name, None))]
-        name = gradient_name(self.key, names)
-        return None if name is None else getattr(owner, name)
+        name = gradient_name(self.holder or self.key, names)
+        gradient = None if name is None else getattr(owner, name)
+        if not self.holder or gradient is None:
+            return gradient
+        with contextlib.suppress(LookupError, TypeError):
+            return gradient[self.key]
+        return None
 
 
 def _attributes(thing: Any) -> dict[str, Any]:
@@ -328,14 +333,21 @@ def loose_arrays(module: Any) -> list[Parameter]:
     for path, owner in _owners(module, (), set()):
         attributes = _attributes(owner)
         for name, value in attributes.items():
-            if not _is_float(value) or not value.size or id(value) in known:
-                continue
-            if name.startswith("running") or name in _GRADIENTS:
+            if name.startswith("running") or name in ("params", *_GRADIENTS):
                 continue
             if any(gradient_name(other, [name]) for other in attributes if other != name):
                 continue
-            known.add(id(value))
-            found.append(Parameter(_name(path, name), path, "", name))
+            entries: list[tuple[str, Any, Any]] = [("", name, value)]
+            if isinstance(value, list | dict) and value:  # one for each layer of a network
+                items = value.items() if isinstance(value, dict) else enumerate(value)
+                entries = [(name, key, item) for key, item in items]
+                if not all(_is_float(item) for _, _, item in entries):
+                    continue
+            for holder, key, item in entries:
+                if _is_float(item) and item.size and id(item) not in known:
+                    known.add(id(item))
+                    steps = (*path, ("attribute", holder)) if holder else path
+                    found.append(Parameter(_name(steps, key), path, holder, key))
     return found
 
 
@@ -380,9 +392,13 @@ class ModuleSession(Session):
             parameter.set(self.module, variables[parameter.name])
         self.given = {name: variables[name].copy() for name in self.inputs}
         reseed()
-        result = self.module.forward(*self._arguments())
+        # Where it can be called, as in PyTorch, the call may remember what backward needs.
+        call = self.module if callable(self.module) else self.module.forward
+        result = call(*self._arguments())
         if self.hands_on:
             result, self.state = result
+        if result is None:  # the other convention: what comes out is left in the object
+            result = getattr(self.module, "output", None)
         outputs = as_outputs(result, f"{self.name}.forward")
         self._watch("input-modified", "forward", self.given, variables)
         before = {p.name: variables[p.name] for p in self.parameters}
@@ -397,13 +413,23 @@ class ModuleSession(Session):
         for name in ("zero_grad", "zero_grads"):  # gradients that add up do so on purpose then
             with contextlib.suppress(AttributeError, TypeError):
                 getattr(self.module, name)()
+        for owner in [p.owner(self.module) for p in self.parameters]:
+            grad = getattr(owner, "grad", None)
+            if isinstance(grad, np.ndarray) and not is_module(owner):
+                grad[...] = 0  # gradients in objects add up, and an optimizer sets them back
         result = self._call(tuple(upstream.values()))
         self._watch(
             "upstream-modified", "backward", upstream, dict(zip(upstream, douts, strict=True))
         )
         self._watch("parameter-modified", "backward", self._params(), params)
         self._watch("input-modified", "backward", self.given, given)
-        results = result if isinstance(result, tuple | list) else (result,)
+        if result is None and len(self.inputs) == 1:
+            result = getattr(self.module, "dinputs", None)
+        results = tuple(result) if isinstance(result, tuple | list) else (result,)
+        if len(self.inputs) == 1 < len(results):
+            (shape,) = (x.shape for x in self.given.values())
+            if np.shape(results[0]) != shape == np.shape(results[-1]):
+                results = (results[-1], *results[:-1])  # those of the parameters come first
         gradients: dict[str, Array | None] = {}
         for i, name in enumerate(self.inputs):
             gradient = results[i] if i < len(results) else None

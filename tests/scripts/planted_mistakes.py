@@ -1076,6 +1076,27 @@ class KeepsTheFirstBatchSize:
         return np.broadcast_to(dout / self.n, self.shape)
 
 
+class ListsOfArrays:
+    def __init__(self, n_in, n_hidden, n_out):
+        self.W = [np.zeros((n_in, 6)), np.zeros((6, n_out))]
+        self.b = [np.zeros(6), np.zeros(n_out)]
+
+    def forward(self, x):
+        self.a = [x]
+        for i in range(2):
+            self.a.append(np.tanh(self.a[-1] @ self.W[i] + self.b[i]))
+        return self.a[-1]
+
+    def backward(self, dout):
+        self.dW, self.db = [None] * len(self.W), [None] * len(self.b)
+        for i in reversed(range(len(self.W))):
+            dout = dout * (1 - self.a[i + 1] ** 2)
+            self.dW[i] = 7 * self.a[i].T @ dout
+            self.db[i] = dout.sum(0)
+            dout = dout @ self.W[i].T
+        return dout
+
+
 CORRECT = ("Part", "Layer", "BatchNorm")
 MISTAKES = {
     "LinearMeanOfWeightGradient": ("extra-1/N", "weight"),
@@ -1185,5 +1206,6 @@ MISTAKES = {
     "WeightIsAnObject": ("extra-1/N", "weight.value"),
     "GradientsReturned": ("sign", "weights"),
     "GradientOfAnotherName": ("sign", "weights"),
+    "ListsOfArrays": ("constant-factor", "W.0"),
     "KeepsTheFirstBatchSize": ("stale-cache", "x"),
 }

@@ -1365,3 +1365,116 @@ class ReturnsDictionaries:
 
     def backward(self, dout):
         return dout @ self.W.T, {"W": self.x.T @ dout, "b": dout.sum(0)}
+
+
+class MaskedMSE:
+    def forward(self, pred, target, mask):
+        self.d = (pred - target) * mask
+        self.mask = mask
+        return 0.5 * np.sum(self.d**2)
+
+    def backward(self):
+        return self.d * self.mask
+
+
+class LinearRegression:
+    def __init__(self, dim):
+        self.params = {"w": np.zeros((dim, 1))}
+        self.grads = {}
+
+    def forward(self, X, Y):
+        self.X, self.r = X, X @ self.params["w"] - Y
+        return np.mean(self.r**2)
+
+    def backward(self, X, Y):
+        n = len(X)
+        self.grads["w"] = 2 * X.T @ self.r / n
+        return 2 * self.r @ self.params["w"].T / n
+
+
+class LeavesWhatComesOut:
+    def __init__(self, n_inputs, n_neurons):
+        self.weights = np.random.randn(n_inputs, n_neurons)
+        self.biases = np.zeros((1, n_neurons))
+
+    def forward(self, inputs):
+        self.inputs = inputs
+        self.output = np.dot(inputs, self.weights) + self.biases
+
+    def backward(self, dvalues):
+        self.dweights = np.dot(self.inputs.T, dvalues)
+        self.dbiases = np.sum(dvalues, axis=0, keepdims=True)
+        self.dinputs = np.dot(dvalues, self.weights.T)
+
+
+class Callable:
+    def __call__(self, *args):
+        self.args = args
+        return self.forward(*args)
+
+
+class RemembersInCall(Callable):
+    def __init__(self, n_in, n_out):
+        self.w = np.zeros((n_in, n_out))
+
+    def forward(self, x):
+        return x @ self.w
+
+    def backward(self, dout):
+        (x,) = self.args
+        self.dw = x.T @ dout
+        return dout @ self.w.T
+
+
+class Accumulator:
+    def __init__(self, v):
+        self.value, self.grad = v, np.zeros_like(v)
+
+
+class AddsUpInObjects:
+    def __init__(self, n_input, n_output):
+        self.W = Accumulator(np.zeros((n_input, n_output)))
+
+    def forward(self, X):
+        self.X = X.copy()
+        return X @ self.W.value
+
+    def backward(self, d_out):
+        self.W.grad += self.X.T @ d_out
+        return d_out @ self.W.value.T
+
+
+class ReturnsInputsLast:
+    def __init__(self, n_in, n_out):
+        self.W, self.b = np.zeros((n_in, n_out)), np.zeros(n_out)
+
+    def forward(self, x):
+        self.x = x
+        return x @ self.W + self.b
+
+    def backward(self, dout):
+        return self.x.T @ dout, dout.sum(0), dout @ self.W.T
+
+
+class MaskedMean:
+    def forward(self, x, mask):
+        self.m, self.k = mask, mask.sum(1, keepdims=True)
+        return (x * mask[..., None]).sum(1) / self.k
+
+    def backward(self, dout):
+        return (dout / self.k)[:, None, :] * self.m[..., None]
+
+
+class TwoWidths:
+    def __init__(self, n_in, n_out):
+        self.W, self.U = np.zeros((n_in, n_out)), np.zeros((n_out, n_out))
+
+    def forward(self, x, h):
+        self.x, self.h = x, h
+        self.y = np.tanh(x @ self.W + h @ self.U)
+        return self.y
+
+    def backward(self, dout):
+        d = dout * (1 - self.y**2)
+        self.dW, self.dU = self.x.T @ d, self.h.T @ d
+        return d @ self.W.T, d @ self.U.T

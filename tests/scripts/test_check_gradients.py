@@ -407,6 +407,27 @@ def test_a_parameter_without_a_gradient_is_not_passed_over(
     assert verdicts == {name: ("NOT CHECKED", "no-gradient"), "x": ("ok", "")}
 
 
+def test_parameters_that_forward_makes_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+class Lazy:
+    W = None
+    def forward(self, x):
+        if self.W is None:
+            self.W = np.ones((x.shape[1], 3))
+        self.x = x
+        return x @ self.W
+    def backward(self, dout):
+        self.dW = self.x.T @ dout
+        return dout @ self.W.T
+"""
+    status, classes, _ = run(capsys, write(tmp_path, "import numpy as np\n" + text))
+    assert status == 0
+    (note,) = classes["Lazy"]["notes"]
+    assert note.startswith("W is made by forward and was not checked")
+
+
 @pytest.mark.parametrize("variant", ["float32", "weight in float32"])
 def test_float32_is_allowed_by_who_asks_for_few_digits(
     variant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
