@@ -639,7 +639,8 @@ def _with_loose_arrays(
                 continue
             if session.rates:  # updated in backward: there is a note already
                 continue
-            known = _PARAMETER.fullmatch(parameter.holder or str(parameter.key))
+            word = parameter.key if isinstance(parameter.key, str) else parameter.holder
+            known = _PARAMETER.fullmatch(word)
             if known or not is_module(parameter.owner(template)):
                 subject.ungraded.append(parameter.name)
             else:
@@ -755,12 +756,13 @@ def _loss_subjects(
     n, d = point.sizes.n, point.sizes.d
     parameters = find_parameters(template)
     own = {p.name: np.asarray(p.value(template), np.float64) for p in parameters}
+    loose = [p.name for p in loose_arrays(template) if _PARAMETER.fullmatch(str(p.key))]
     if len(given.shapes) > 2:
         raise NoInputError(f"{len(given.shapes)} of --input-shape for a prediction and a target")
 
     def candidates() -> Iterator[Candidate]:
         for shape in given.shapes[:1] or ((n, d), (n, 1), (n,)):
-            learnt = [(n, point.sizes.c), (n,), (n, 1)] if parameters else []
+            learnt = [(n, point.sizes.c), (n,), (n, 1)] if parameters or loose else []
             others = given.shapes[1:] or (shape, *learnt)
             for which, other in enumerate(others):
                 yield from with_targets(shape, which, _targets(shape, other, rng, d))
@@ -785,9 +787,13 @@ def _loss_subjects(
         kind = type(template).__name__
         subject = Subject(kind, "loss", candidate.variables, (name,), candidate.start, settings)
         subject.upstream = takes == 1
+        subject.notes += [
+            f"{name} was not checked: parameters of a loss are, where they stand in params"
+            for name in loose
+        ]
         return subject
 
-    return _accept(candidates(), like, (name,), make, fitting=bool(parameters))
+    return _accept(candidates(), like, (name,), make, fitting=bool(parameters or loose))
 
 
 def _targets(

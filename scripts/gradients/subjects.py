@@ -252,7 +252,7 @@ class Parameter:
         held = [getattr(owner, name, None) for name in _GRADIENTS]
         if not is_module(owner):  # an object of a value and its gradient
             return next((one for one in held if isinstance(one, np.ndarray | float)), None)
-        for grads in held if self.holder in ("", "params") else ():
+        for grads in held if self.holder in ("", "params") or isinstance(self.key, str) else ():
             if isinstance(grads, list | tuple) and isinstance(self.key, int):
                 return grads[self.key] if self.key < len(grads) else None
             if isinstance(grads, dict):

@@ -1478,3 +1478,38 @@ class TwoWidths:
         d = dout * (1 - self.y**2)
         self.dW, self.dU = self.x.T @ d, self.h.T @ d
         return d @ self.W.T, d @ self.U.T
+
+
+class Parameters:
+    """A network of one dictionary; gradients in another, by the same names."""
+
+    def __init__(self, layer_sizes):
+        sizes = list(zip(layer_sizes[:-1], layer_sizes[1:]))
+        self.parameters = {f"W{i}": np.zeros(size) for i, size in enumerate(sizes)}
+        self.gradients = {}
+
+    def forward(self, x):
+        self.a = [x]
+        for W in self.parameters.values():
+            self.a.append(np.tanh(self.a[-1] @ W))
+        return self.a[-1]
+
+    def backward(self, dout):
+        for i in reversed(range(len(self.parameters))):
+            dout = dout * (1 - self.a[i + 1] ** 2)
+            self.gradients[f"dW{i}"] = self.a[i].T @ dout
+            dout = dout @ self.parameters[f"W{i}"].T
+        return dout
+
+
+class LinearRegressionOfAttributes:
+    def __init__(self, dim):
+        self.w = np.linspace(-1, 1, dim)[:, None]
+
+    def forward(self, X, Y):
+        self.X, self.r = X, X @ self.w - Y
+        return np.sum(self.r**2) / len(X)
+
+    def backward(self):
+        self.dw = 2 * self.X.T @ self.r / len(self.X)
+        return 2 * self.r @ self.w.T / len(self.X)
