@@ -92,6 +92,7 @@ class Section:
 _MLP = "--max-steps 60 --eval-every 30"
 _CONVNET = "--max-steps 15 --eval-every 5 --eval-splits"  # one evaluation, at the end: it is long
 _MNIST = "--max-steps 60 --eval-every 30"
+_WARM = f"{_MLP} --warmup-steps 20"  # of presets that warm up for longer than that
 _SEEDS = (0, 1, 2)
 _TORCH = "train-mlp-pytorch --precision float32"  # as the NumPy network, on every machine
 _REPORT = f"{_TORCH} --preset uva-report"
@@ -191,8 +192,8 @@ _BEYOND = Section(
         ),
         Experiment("numpy-best", "train-mlp-numpy --preset best", "–", None, 5, _MLP, _SEEDS),
         Experiment("vu-best", "train-mlp-numpy --preset vu-best", "–", None, 6, _MNIST),
-        Experiment("torch-best", "train-mlp-pytorch --preset best", "–", None, 7, _MLP),
-        Experiment("torch-best-mnist", "train-convnet --preset best-mnist", "–", None, 8, _MNIST),
+        Experiment("torch-best", "train-mlp-pytorch --preset best", "–", None, 7, _WARM),
+        Experiment("torch-best-mnist", "train-convnet --preset best-mnist", "–", None, 8, _WARM),
         Experiment(
             "preact-resnet", "train-convnet --preset uva-2018 --model preact-resnet",
             "–", None, 16, _CONVNET,

@@ -55,6 +55,7 @@ def test_the_commands_of_all_rows_are_accepted(experiment: Experiment, quick: bo
     assert settings.seed == 7
     assert settings.dataset in ("cifar10", "mnist")
     assert settings.epochs is None or not quick
+    assert not quick or settings.warmup_steps <= (settings.max_steps or 0)
 
 
 def test_rows_have_names_of_their_own() -> None:
