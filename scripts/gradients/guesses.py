@@ -788,8 +788,8 @@ def _loss_subjects(
         subject = Subject(kind, "loss", candidate.variables, (name,), candidate.start, settings)
         subject.upstream = takes == 1
         subject.notes += [
-            f"{name} was not checked: parameters of a loss are, where they stand in params"
-            for name in loose
+            f"{held} was not checked: parameters of a loss are, where they stand in params"
+            for held in loose
         ]
         return subject
 
