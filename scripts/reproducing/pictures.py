@@ -52,7 +52,7 @@ def draw_curves(
     seeds = ", ".join(map(str, sorted(results)))
     how = f"seeds {seeds} and their mean" if len(results) > 1 else f"seed {seeds}"
     shortened = ", shortened" if quick else ""
-    figure.suptitle(f"{experiment.command}: {how}{shortened}", fontsize=10)
+    figure.suptitle(f"{experiment.command}\n{how}{shortened}", fontsize=10)
     _save(figure, path)
 
 
