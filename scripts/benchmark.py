@@ -1,72 +1,8 @@
-"""Measure what things cost, as ratios within one run: in turn, medians, with their spread."""
+"""The command ``benchmark``."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from scripts.benchmarks import norms, runs, steps
-from scripts.benchmarks.report import Report
-from training.cli import Parser, guarded
-from training.errors import UserError
-
-_COMMANDS: dict[str, Callable[[argparse.Namespace], Report]] = {
-    "step": steps.step,
-    "growth": steps.growth,
-    "engine": steps.engine,
-    "convnet": steps.convnet,
-    "norm": norms.norm,
-    "run": runs.run,
-    "loader": runs.loader,
-}
-
-
-def _positive(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{option} {text} is out of range; expected a whole number, 1 or more")
-    return int(text)
-
-
-def _main(argv: Sequence[str] | None) -> int:
-    subjects = "\n".join(f"  {name:<8} {(f.__doc__ or '')}" for name, f in _COMMANDS.items())
-    parser = Parser(
-        prog="benchmark",
-        description=f"{__doc__}\n\nsubjects:\n{subjects}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("what", choices=_COMMANDS, metavar="SUBJECT", help="what to measure")
-    parser.add_argument(
-        "--repeats",
-        default="20",
-        metavar="N",
-        help="rounds (default: 20)",
-    )
-    parser.add_argument(
-        "--threads",
-        default="2",
-        metavar="N",
-        help="threads of everyone (default: 2)",
-    )
-    parser.add_argument(
-        "--data-dir", metavar="DIR", help="where CIFAR-10 is (default: HANDGRAD_DATA_DIR)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR")
-    arguments = parser.parse_args(argv)
-    arguments.repeats = _positive("--repeats", arguments.repeats)
-    arguments.threads = _positive("--threads", arguments.threads)
-    report = _COMMANDS[arguments.what](arguments)
-    report.print()
-    report.write(arguments.out)
-    print(f"written to {arguments.out / report.name}.json and .png")
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return guarded(lambda: _main(argv))
-
+from handgrad.benchmark.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,84 +1,8 @@
-"""Draw the loss and accuracy of several runs over one another, and print their results."""
+"""The command ``plot-runs``."""
 
-from __future__ import annotations
-
-import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from training.cli import Parser, guarded, printable
-from training.curves import SPLITS
-from training.errors import DataError, UserError
-
-_OVER = {"steps": "step", "epochs": "epoch", "seconds": "seconds"}
-_FORMATS = (".png", ".svg", ".pdf")
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="plot-runs", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or one with runs below"
-    )
-    parser.add_argument(
-        "--split",
-        choices=SPLITS,
-        help="whose curves (default: what most runs have, validation before test before train)",
-    )
-    parser.add_argument("--over", choices=_OVER, default="steps", help="x axis (default: steps)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs.png"),
-        metavar="FILE",
-        help="picture to write: .png, .svg or .pdf (default: runs.png)",
-    )
-    return parser.parse_args(argv)
-
-
-def _check_out(out: Path) -> None:
-    if out.suffix.lower() not in _FORMATS:
-        raise UserError(f"--out {out}: expected a name that ends in {', '.join(_FORMATS)}")
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder; a file is expected")
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it first")
-
-
-def _main(argv: Sequence[str] | None) -> int:
-    arguments = _parse(argv)
-    _check_out(arguments.out)
-    # Only now: Matplotlib takes a while to import.
-    from training.compare import find_runs, group_runs, plot_groups, read_run, table
-
-    runs = []
-    for folder in find_runs(arguments.runs):
-        try:
-            runs.append(read_run(folder))
-        except DataError as error:
-            print(printable(f"left out: {error}"), file=sys.stderr)
-    if not runs:
-        raise UserError("no run is left to draw")
-    having = {split: [r for r in runs if any(x.split == split for x in r.rows)] for split in SPLITS}
-    preferred = ("validation", "test", "train")
-    split = arguments.split or max(preferred, key=lambda name: len(having[name]))
-    groups = group_runs(runs)
-    print("\n".join(table(groups)))
-    if not having[split]:
-        raise UserError(f"--split {split}: none of these runs was evaluated on it")
-    for run in runs:
-        if run not in having[split]:
-            missing = printable(f"not drawn: {run.folder} has no evaluation of {split}")
-            print(missing, file=sys.stderr)
-    plot_groups(arguments.out, groups, split, _OVER[arguments.over])
-    print(printable(f"{split} curves: {arguments.out}"))
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return guarded(lambda: _main(argv))
-
+from handgrad.plot_runs import main
 
 if __name__ == "__main__":
     sys.exit(main())

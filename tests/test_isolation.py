@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-OURS = {"numpy_mlp", "custom_modules", "torch_models", "training", "scripts"}
+OURS = {"numpy_mlp", "custom_modules", "torch_models", "handgrad"}
 
 
 def _modules_after(code: str) -> set[str]:
@@ -20,7 +20,7 @@ def _modules_after(code: str) -> set[str]:
 
 def test_the_numpy_command_never_imports_torch(tmp_path) -> None:  # type: ignore[no-untyped-def]
     code = (
-        "from scripts.train_mlp_numpy import main\n"
+        "from handgrad.backends.mlp_numpy import main\n"
         f"assert main(['--max-steps', '5', '--quiet', '--out', {str(tmp_path / 'run')!r}]) == 0"
     )
     modules = _modules_after(code)
@@ -29,7 +29,7 @@ def test_the_numpy_command_never_imports_torch(tmp_path) -> None:  # type: ignor
 
 
 @pytest.mark.parametrize(
-    "package", ["numpy_mlp.learner", "numpy_mlp.autograd", "custom_modules", "training.run"]
+    "package", ["numpy_mlp.learner", "numpy_mlp.autograd", "custom_modules", "handgrad.runs.run"]
 )
 def test_packages_stand_alone(package: str) -> None:
     modules = _modules_after(f"import {package}")

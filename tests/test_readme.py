@@ -27,7 +27,7 @@ def without_digits(text: str) -> str:
 def test_the_layer_of_your_own_is_told_what_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from scripts.check_gradients import main
+    from handgrad.checker.command import main
 
     layer, checker = blocks(README, "A layer of your own")
     (shown,) = blocks(README, "A layer of your own", "")
@@ -77,7 +77,7 @@ def test_the_layer_shown_is_the_layers_code() -> None:
 
 
 def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from scripts.train_mlp_numpy import main
+    from handgrad.backends.mlp_numpy import main
 
     folder = tmp_path / "run"
     assert main(["--max-steps", "50", "--quiet", "--out", str(folder)]) == 0

@@ -15,17 +15,16 @@ import pytest
 from conftest import ROOT
 from data_files import write_cifar, write_mnist
 
-from scripts import (
-    benchmark,
-    check_gradients,
-    compare_engines,
-    plot_runs,
-    reproduce,
-    train_convnet,
-    train_mlp_numpy,
-    train_mlp_pytorch,
-)
-from scripts.benchmarks import runs, steps, workers
+from handgrad import plot_runs
+from handgrad.backends import convnet_torch as train_convnet
+from handgrad.backends import mlp_numpy as train_mlp_numpy
+from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.benchmark import command as benchmark
+from handgrad.benchmark import steps, workers
+from handgrad.benchmark import whole_commands as runs
+from handgrad.checker import command as check_gradients
+from handgrad.lockstep import command as compare_engines
+from handgrad.reproduction import command as reproduce
 
 PAGES = ["README.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md")))]
 _SHORT = ["--max-steps", "2", "--eval-every", "2", "--validation-size", "20", "--threads", "1"]
@@ -53,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (square,) = re.findall(r"```python\n(class SquareModule:.*?)```", readme, flags=re.S)
     (folder / "square.py").write_text(square, encoding="utf-8")
-    shutil.copy(ROOT / "tests/scripts/planted_mistakes.py", folder)
+    shutil.copy(ROOT / "tests/handgrad/checker/planted_mistakes.py", folder)
     (folder / "modules.py").write_text(
         "from numpy_mlp.modules import ELUModule as Ours\nclass ELUModule(Ours):\n    pass\n"
     )
@@ -154,11 +153,14 @@ ELSEWHERE = {
         "tests/faults/test_kill_and_resume.py",
         "kill_and_resume",
     ),
-    "python tests/scripts/random_shapes.py": (
-        "tests/scripts/test_check_gradients.py",
+    "python tests/handgrad/checker/random_shapes.py": (
+        "tests/handgrad/checker/test_check_gradients.py",
         "random_shapes",
     ),
-    "python scripts/benchmark.py step": ("tests/scripts/test_benchmark.py", "steps.step("),
+    "python scripts/benchmark.py step": (
+        "tests/handgrad/benchmark/test_benchmark.py",
+        "steps.step(",
+    ),
 }
 # Installation, which needs the network, and the tests themselves.
 NOT_RUN = {

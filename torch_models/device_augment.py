@@ -1,4 +1,4 @@
-"""The augmentations of ``training.data.augment`` on a device, pixel for pixel the same.
+"""The augmentations of ``handgrad.data.augment`` on a device, pixel for pixel the same.
 
 Random numbers are drawn on the host, by the same generators in the same order: a few for each
 image. The pixels never leave the device.

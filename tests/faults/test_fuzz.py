@@ -27,18 +27,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from handgrad.data import BatchLoader, Split
+from handgrad.data.preprocess import Preprocessing
+from handgrad.data.sources import cifar10
+from handgrad.data.sources.idx import parse_idx
+from handgrad.errors import DataError, UserError
+from handgrad.runs.command_line import NumpyMLPSettings, settings_from_dict
+from handgrad.runs.run import _read_config
+from handgrad.training.checkpoint import Checkpoint, load_arrays
+from handgrad.training.loop import Loop
+from handgrad.training.metrics import MetricsFile, Row, read_metrics
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD
-from training.checkpoint import Checkpoint, load_arrays
-from training.config import NumpyMLPSettings, settings_from_dict
-from training.data import BatchLoader, Split, cifar10
-from training.data.idx import parse_idx
-from training.data.preprocess import Preprocessing
-from training.errors import DataError, UserError
-from training.loop import Loop
-from training.metrics import MetricsFile, Row, read_metrics
-from training.run import _read_config
 
 # Inputs of each kind. docs/reliability.md gives their sum.
 INPUTS = {
@@ -400,7 +401,7 @@ def test_metrics(tmp_path: Path) -> None:
 
 def test_nothing_else_reads_pickles() -> None:
     root = Path(__file__).parents[2]
-    for package in ("numpy_mlp", "custom_modules", "torch_models", "training", "scripts"):
+    for package in ("numpy_mlp", "custom_modules", "torch_models", "handgrad"):
         for path in (root / package).rglob("*.py"):
             text = path.read_text()
             assert "torch.load" not in text or "weights_only=True" in text, path

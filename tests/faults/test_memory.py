@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from training import run
+from handgrad.runs import run
 
 resource = pytest.importorskip("resource")
 ROOT = Path(__file__).parents[2]

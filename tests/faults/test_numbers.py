@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from handgrad.backends import convnet_torch as train_convnet
+from handgrad.backends import mlp_numpy as train_mlp_numpy
+from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.training.checkpoint import Checkpoint
+from handgrad.training.loop import Loop
 from numpy_mlp import MLP
 from numpy_mlp.anomaly import check_finite, detect_anomaly
 from numpy_mlp.autograd.learner import GraphLearner
@@ -23,10 +28,7 @@ from numpy_mlp.modules import (
     SoftMaxModule,
 )
 from numpy_mlp.optim import SGD
-from scripts import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from torch_models.learner import TorchLearner
-from training.checkpoint import Checkpoint
-from training.loop import Loop
 
 LEARNERS: dict[str, type[NumpyLearner]] = {"modules": NumpyLearner, "graph": GraphLearner}
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
-from scripts import train_convnet, train_mlp_numpy, train_mlp_pytorch
-from training import run
-from training.checkpoint import Checkpoint, load_arrays
-from training.loop import Loop
+from handgrad.backends import convnet_torch as train_convnet
+from handgrad.backends import mlp_numpy as train_mlp_numpy
+from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.runs import run
+from handgrad.training.checkpoint import Checkpoint, load_arrays
+from handgrad.training.loop import Loop
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--max-steps", "6", "--eval-every", "3", "--checkpoint-every", "2", "--quiet"]

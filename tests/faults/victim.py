@@ -17,7 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import files, loop, metrics, run
+from handgrad import files
+from handgrad.runs import run
+from handgrad.training import loop, metrics
 
 POINTS = ("step", "open", "half", "written", "flushed", "renamed", "row")
 
@@ -66,16 +68,16 @@ def main() -> int:
 
     original, original_append = files.write_atomically, metrics.MetricsFile.append
     original_step = loop.Loop._step
-    from training import checkpoint
+    from handgrad.training import checkpoint
 
     checkpoint.write_atomically = write
     metrics.MetricsFile.append = append  # type: ignore[method-assign]
     loop.Loop._step = step  # type: ignore[method-assign]
     run._draw = lambda *args: None  # pictures take longer than the training
     if kind == "numpy":
-        from scripts import train_mlp_numpy as command
+        from handgrad.backends import mlp_numpy as command
     else:
-        from scripts import train_mlp_pytorch as command  # type: ignore[no-redef]
+        from handgrad.backends import mlp_torch as command  # type: ignore[no-redef]
     return command.main(sys.argv[5:])
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from handgrad.data.augment import compose
+from handgrad.data.dataset import Split
+from handgrad.data.loader import BatchLoader
+from handgrad.data.preprocess import fit_preprocessing
 from torch_models.device_loader import DeviceLoader
-from training.data.augment import compose
-from training.data.dataset import Split
-from training.data.loader import BatchLoader
-from training.data.preprocess import fit_preprocessing
 
 
 @pytest.fixture

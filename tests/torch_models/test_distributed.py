@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.data.dataset import Split
-from training.data.loader import BatchLoader
-from training.data.preprocess import fit_preprocessing
-from training.team import Alone, share
+from handgrad.data.dataset import Split
+from handgrad.data.loader import BatchLoader
+from handgrad.data.preprocess import fit_preprocessing
+from handgrad.training.team import Alone, share
 
 
 def test_operations_of_three_processes() -> None:

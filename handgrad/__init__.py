@@ -1,0 +1,1 @@
+"""Data, training, runs, checks and commands: everything around the hand-written layers."""

@@ -1,0 +1,1 @@
+"""What the training commands train, a file a network and library."""

@@ -1,0 +1,276 @@
+"""What races: one training step of each library, on the same shapes.
+
+Run as a process by :class:`handgrad.benchmark.workers.Worker`; a step is forward, loss, backward
+and update of one batch. Batches are drawn in advance and take turns, so that none is in the caches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Step = Callable[[], object]
+Workload = Mapping[str, Any]
+
+_BATCHES = 8
+
+
+def ours(workload: Workload, threads: int, engine: str = "modules") -> Step:
+    """Return a step of the NumPy MLP."""
+    from threadpoolctl import threadpool_limits
+
+    from numpy_mlp import MLP
+    from numpy_mlp.autograd.learner import GraphLearner
+    from numpy_mlp.learner import NumpyLearner
+    from numpy_mlp.optim import SGD
+
+    threadpool_limits(threads)
+    sizes, lr = workload["sizes"], workload["lr"]
+    model = MLP(sizes[0], sizes[1:-1], sizes[-1], dtype=np.float32, rng=np.random.default_rng(0))
+    optimizer = SGD(list(model.params.values()), lr, momentum=workload["momentum"])
+    learner = (GraphLearner if engine == "graph" else NumpyLearner)(model, optimizer)
+    batches = _in_turn(workload)
+
+    def step() -> None:
+        x, y = next(batches)
+        learner.train_step(x, y, lr)
+
+    return step
+
+
+def graph(workload: Workload, threads: int) -> Step:
+    """Return a step of the same network on the graph engine."""
+    return ours(workload, threads, "graph")
+
+
+def textbook(workload: Workload, threads: int) -> Step:
+    """Return a step as a textbook writes it: float64, a new array for every result."""
+    sizes, lr, momentum = workload["sizes"], workload["lr"], workload["momentum"]
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(0, np.sqrt(2 / i), (i, o)) for i, o in itertools.pairwise(sizes)]
+    biases = [np.zeros(o) for o in sizes[1:]]
+    velocities = [
+        (np.zeros_like(w), np.zeros_like(b)) for w, b in zip(weights, biases, strict=True)
+    ]
+    batches = _in_turn(workload, np.float64)
+
+    def step() -> None:
+        x, y = next(batches)
+        activations = [x]
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            z = activations[-1] @ weight + bias
+            activations.append(z if i == len(weights) - 1 else np.maximum(z, 0))
+        exp = np.exp(activations[-1] - activations[-1].max(axis=1, keepdims=True))
+        p = exp / exp.sum(axis=1, keepdims=True)
+        -np.log(p[np.arange(len(y)), y]).mean()
+        delta = (p - np.eye(sizes[-1])[y]) / len(y)
+        for i in reversed(range(len(weights))):
+            dweight, dbias = activations[i].T @ delta, delta.sum(axis=0)
+            if i:
+                delta = (delta @ weights[i].T) * (activations[i] > 0)
+            dw, db = velocities[i]
+            velocities[i] = (momentum * dw + dweight, momentum * db + dbias)
+            weights[i] = weights[i] - lr * velocities[i][0]
+            biases[i] = biases[i] - lr * velocities[i][1]
+
+    return step
+
+
+def sklearn(workload: Workload, threads: int) -> Step:
+    """Return an epoch of scikit-learn's MLPClassifier; :data:`PER_CALL` steps."""
+    from sklearn.neural_network import MLPClassifier
+
+    sizes = workload["sizes"]
+    model = MLPClassifier(
+        sizes[1:-1],
+        solver="sgd",
+        alpha=0,
+        batch_size=workload["batch_size"],
+        learning_rate_init=workload["lr"],
+        momentum=workload["momentum"],
+        nesterovs_momentum=False,
+        random_state=0,
+    )
+    x, y = _data(workload)
+    classes = np.arange(sizes[-1])
+    return lambda: model.partial_fit(x, y, classes=classes)
+
+
+def eager(workload: Workload, threads: int, compiled: bool = False, bf16: bool = False) -> Step:
+    """Return a step of PyTorch, with its fused SGD."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(workload["sizes"]):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    model = nn.Sequential(*layers[:-1])
+    optimizer = torch.optim.SGD(
+        model.parameters(), workload["lr"], momentum=workload["momentum"], fused=True
+    )
+
+    def loss_of(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return nn.functional.cross_entropy(model(x), y)
+
+    loss: Any = torch.compile(loss_of) if compiled else loss_of
+    batches = ((torch.from_numpy(x), torch.from_numpy(y)) for x, y in _in_turn(workload))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss(*next(batches)).backward()
+        optimizer.step()
+
+    return step
+
+
+def compiled(workload: Workload, threads: int) -> Step:
+    """Return a step of PyTorch, forward and backward compiled."""
+    return eager(workload, threads, compiled=True)
+
+
+def bf16(workload: Workload, threads: int) -> Step:
+    """Return a step of PyTorch under autocast to bfloat16, which NumPy cannot have."""
+    return eager(workload, threads, bf16=True)
+
+
+def convnet(workload: Workload, threads: int, tuned: bool = False) -> Step:
+    """Return a step of the assignment's VGG: by PyTorch's defaults, or as our commands do it."""
+    import torch
+
+    from torch_models.convnet import ConvNet
+    from torch_models.device import choose_precision
+    from torch_models.learner import TorchLearner
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    n, device = workload["batch_size"], torch.device("cpu")
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((n, 3, 32, 32), dtype=np.float32)
+    labels = rng.integers(0, 10, n)
+    model = ConvNet(3, 10)
+    if not tuned:
+        for module in model.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False  # the default
+        optimizer = torch.optim.Adam(model.parameters(), 1e-4)
+        x, y = torch.from_numpy(images), torch.from_numpy(labels)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+        return step
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
+    probe = TorchLearner(model, optimizer, device, channels_last=True)
+    precision, _ = choose_precision("auto", model, probe.to_device(images, labels))
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    learner = TorchLearner(model, optimizer, device, autocast_dtype=autocast, channels_last=True)
+    return lambda: learner.train_step(images, labels, 1e-4)
+
+
+def tuned_convnet(workload: Workload, threads: int) -> Step:
+    """Return a step of that VGG as ``train-convnet`` trains it."""
+    return convnet(workload, threads, tuned=True)
+
+
+def matmul(workload: Workload, threads: int) -> Step:
+    """Return a product of two square matrices in single precision: as fast as it gets."""
+    n = workload["n"]
+    a, b = (np.random.default_rng(0).random((n, n), dtype=np.float32) for _ in range(2))
+    out = np.empty_like(a)
+    return lambda: np.matmul(a, b, out=out)
+
+
+def copy(workload: Workload, threads: int) -> Step:
+    """Return a copy of memory, larger than any cache, by all threads."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    source = np.ones(workload["n_bytes"] // 4, np.float32)
+    target = np.ones_like(source)
+    pool = ThreadPoolExecutor(threads)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    return lambda: list(pool.map(lambda part: np.copyto(*part), parts))
+
+
+CONTENDERS: dict[str, Callable[[Workload, int], Step]] = {
+    "ours": ours,
+    "graph": graph,
+    "textbook": textbook,
+    "sklearn": sklearn,
+    "eager": eager,
+    "compiled": compiled,
+    "bf16": bf16,
+    "convnet": convnet,
+    "tuned_convnet": tuned_convnet,
+    "matmul": matmul,
+    "copy": copy,
+}
+
+PER_CALL = {"sklearn": _BATCHES}
+"""Steps in a call, where it is not one."""
+
+
+def _data(workload: Workload) -> tuple[Array, Array]:
+    rng = np.random.default_rng(1)
+    n = _BATCHES * workload["batch_size"]
+    x = rng.standard_normal((n, workload["sizes"][0]), dtype=np.float32)
+    return x, rng.integers(0, workload["sizes"][-1], n)
+
+
+def _in_turn(workload: Workload, dtype: type = np.float32) -> Iterator[tuple[Array, Array]]:
+    """Yield the batches, over and over."""
+    x, y = _data(workload)
+    parts = (np.array_split(a, _BATCHES) for a in (x.astype(dtype), y))
+    return itertools.cycle(list(zip(*parts, strict=True)))
+
+
+def _about() -> dict[str, Any]:
+    """Return the matrix library in use, for a line of the report."""
+    from threadpoolctl import threadpool_info
+
+    blas = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
+    if "torch" in sys.modules or not blas:
+        return {"core": None}
+    return {
+        "blas": blas[0].get("internal_api"),
+        "version": blas[0].get("version"),
+        "core": blas[0].get("architecture"),
+        "threads": blas[0].get("num_threads"),
+    }
+
+
+def main() -> None:
+    """Say what this contender is, then run as many steps as each line of the input asks for."""
+    task = json.loads(sys.argv[1])
+    name = task["contender"]
+    try:
+        step = CONTENDERS[name](task["workload"], task["threads"])
+        step()  # what is compiled, is compiled now
+    except Exception as error:  # a compiler that is missing, say: the others go on
+        print(json.dumps({"missing": str(error).partition("\n")[0]}), flush=True)
+        return
+    print(json.dumps(_about()), flush=True)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step()
+            seconds.append((time.perf_counter() - start) / PER_CALL.get(name, 1))
+        print(json.dumps(seconds), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""One training step: ours against the others, engine against engine, and the ConvNet."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+from typing import Any
+
+from handgrad.benchmark.report import Report, Timing
+from handgrad.benchmark.workers import Worker, closing, race
+from handgrad.environment import held_by
+
+WORKLOADS: dict[str, dict[str, Any]] = {
+    "A 3072-100-10, batch 200": {"sizes": (3072, 100, 10), "batch_size": 200},
+    "A2 3072-128-10, batch 128": {"sizes": (3072, 128, 10), "batch_size": 128},
+    "B 784-1568-784-392-10, batch 128, momentum": {
+        "sizes": (784, 1568, 784, 392, 10),
+        "batch_size": 128,
+        "momentum": 0.9,
+    },
+    "C 3072-200-200-100-10, batch 200, momentum": {
+        "sizes": (3072, 200, 200, 100, 10),
+        "batch_size": 200,
+        "momentum": 0.9,
+    },
+    "D 3072-1024-1024-10, batch 512, momentum": {
+        "sizes": (3072, 1024, 1024, 10),
+        "batch_size": 512,
+        "momentum": 0.9,
+    },
+}
+"""What ``step`` measures: the courses' networks, and larger ones."""
+
+_OURS, _EAGER, _COMPILED = "ours", "PyTorch eager", "PyTorch compiled"
+# Shown name, contender, whether the kernels of OpenBLAS matter to it.
+_RACE = (
+    (_EAGER, "eager", False),
+    (_COMPILED, "compiled", False),
+    ("PyTorch bf16", "bf16", False),
+    (_OURS, "ours", True),
+    ("scikit-learn", "sklearn", True),
+    ("textbook, float64", "textbook", True),
+)
+_HELD = ", held"
+_CONVNET_BATCHES = (32, 128)
+_SGEMM_SIZES = (1024, 2048, 3072)
+_COPIED_BYTES = 1 << 28  # more than a cache holds
+
+
+def flops(workload: dict[str, Any]) -> int:
+    """Return the multiplications and additions of a step's matrix products.
+
+    Three products a layer, of 2·N·in·out each; the first layer's gradient of the input is not
+    needed.
+    """
+    pairs = list(itertools.pairwise(workload["sizes"]))
+    products = 3 * sum(n_in * n_out for n_in, n_out in pairs) - pairs[0][0] * pairs[0][1]
+    return int(2 * workload["batch_size"] * products)
+
+
+def step(arguments: argparse.Namespace) -> Report:
+    """Time a training step of five networks: ours, PyTorch, scikit-learn, a textbook's."""
+    threads, rounds = arguments.threads, arguments.repeats
+    report = Report("step", {}, (_EAGER, _COMPILED))
+    limits = _limits(threads, rounds, report)
+    ratios: dict[str, list[float]] = {}
+    for name, workload in WORKLOADS.items():
+        workload = {"lr": 0.01, "momentum": 0.0, **workload}
+        workers: dict[str, Worker] = {}
+        with closing(running := []):
+            for shown, contender, numpy in _RACE:
+                for suffix in _choices() if numpy else ("",):
+                    try:
+                        worker = Worker(contender, workload, threads, own_choice=not suffix)
+                    except ImportError as error:
+                        _say_once(report, f"{shown} is left out: {error}")
+                        continue
+                    running.append(worker)
+                    workers[shown + suffix] = worker
+            timings = report.seconds[name] = race(workers, rounds)
+        for suffix in _choices():
+            ratios.setdefault(suffix, []).append(report.ratios(name)[_OURS + suffix])
+            rate = flops(workload) / timings[_OURS + suffix].median
+            peak = limits["sgemm" + suffix]
+            report.facts.setdefault("share_of_sgemm_peak", {})[name + suffix] = rate / peak
+            report.lines.append(
+                f"{name.split()[0]}{suffix}: {rate / 1e9:.0f} GFLOP/s, {rate / peak:.0%} of the "
+                "peak of sgemm"
+            )
+    for suffix, values in ratios.items():
+        mean = math.prod(values) ** (1 / len(values))
+        report.facts["geometric_mean" + suffix] = mean
+        report.lines.append(f"geometric mean of ours{suffix}: {mean:.2f}")
+    return report
+
+
+def growth(arguments: argparse.Namespace) -> Report:
+    """Time our step as its work doubles: twice the batch, twice the width."""
+    results: dict[str, Timing] = {}
+    name = "3072-w-10"
+    base: dict[str, Any] = {"lr": 0.01, "momentum": 0.0}
+    with closing(running := []):
+        workers = {}
+        for width, batch_size in ((128, 128), (128, 256), (256, 128), (256, 256), (512, 256)):
+            workload = {**base, "sizes": (3072, width, 10), "batch_size": batch_size}
+            worker = Worker("ours", workload, arguments.threads, own_choice=True)
+            running.append(worker)
+            workers[f"w = {width}, batch {batch_size}"] = worker
+        results = race(workers, arguments.repeats)
+    return Report("growth", {name: results}, (next(iter(results)),))
+
+
+def engine(arguments: argparse.Namespace) -> Report:
+    """Time a training step of the NumPy MLP: hand-written backward passes, the graph's."""
+    name = next(name for name in WORKLOADS if name.startswith("B"))
+    workload = {"lr": 0.01, **WORKLOADS[name]}
+    with closing(running := []):
+        workers = {}
+        for shown, contender in (("modules", "ours"), ("graph", "graph")):
+            workers[shown] = Worker(contender, workload, arguments.threads)
+            running.append(workers[shown])
+        return Report("engine", {name: race(workers, arguments.repeats)}, ("modules",))
+
+
+def convnet(arguments: argparse.Namespace) -> Report:
+    """Time a training step of the assignment's VGG: PyTorch's plain defaults, and ours."""
+    plain = "PyTorch's defaults"
+    report = Report("convnet", {}, (plain,))
+    for batch_size in _CONVNET_BATCHES:
+        with closing(running := []):
+            workers = {}
+            for shown, contender in ((plain, "convnet"), (_OURS, "tuned_convnet")):
+                worker = Worker(contender, {"batch_size": batch_size}, arguments.threads)
+                running.append(worker)
+                workers[shown] = worker
+            name = f"VGG, 3×32×32, batch {batch_size}"
+            timings = report.seconds[name] = race(workers, arguments.repeats, 0.3)
+        rates = {shown: batch_size / timing.median for shown, timing in timings.items()}
+        report.facts.setdefault("images_per_second", {})[name] = rates
+        report.lines.append(
+            f"batch {batch_size}: {plain} {rates[plain]:.0f} images/s, ours {rates[_OURS]:.0f}: "
+            f"{rates[_OURS] / rates[plain]:.2f} times as many"
+        )
+    return report
+
+
+def _choices() -> tuple[str, ...]:
+    """Return a suffix for each choice of OpenBLAS's kernels: its own, and the environment's."""
+    return ("", _HELD) if held_by() else ("",)
+
+
+def _say_once(report: Report, line: str) -> None:
+    if line not in report.lines:
+        report.lines.append(line)
+        print(line, file=sys.stderr)
+
+
+def _limits(threads: int, rounds: int, report: Report) -> dict[str, float]:
+    """Measure what the machine can do: FLOP/s of sgemm under each choice, bytes/s of memory."""
+    limits = {}
+    for suffix in _choices():
+        rates = []
+        for n in _SGEMM_SIZES:
+            with closing([worker := Worker("matmul", {"n": n}, threads, own_choice=not suffix)]):
+                rates.append(2 * n**3 / race({"": worker}, max(2, rounds // 4))[""].median)
+            about = worker.about
+        limits["sgemm" + suffix] = max(rates)
+        report.facts["blas" + suffix] = about
+        report.lines.append(
+            f"{about['blas']} {about['version']}, {about['core']} kernels"
+            f"{', as the environment has it' if suffix else ', its own choice'}, "
+            f"{threads} threads: sgemm reaches {max(rates) / 1e9:.0f} GFLOP/s"
+        )
+    with closing([worker := Worker("copy", {"n_bytes": _COPIED_BYTES}, threads)]):
+        rate = 2 * _COPIED_BYTES / race({"": worker}, max(2, rounds // 4))[""].median
+    limits["memory"] = rate
+    report.lines.append(f"memory: {rate / 1e9:.1f} GB/s, read and written by a copy")
+    report.facts["limits"] = limits
+    return limits

@@ -1,0 +1,136 @@
+"""Run a command so that it ends in a result or in one line."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
+
+from handgrad.errors import DivergedError, StorageError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose complaints are one line, from :func:`guarded`."""
+
+    other_names: Iterable[str] = ()  # of options, beside those it knows
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        if match := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            # Without the hyphens, which would make short names alike.
+            known = [name.lstrip("-") for name in (*self._option_string_actions, *self.other_names)]
+            close = difflib.get_close_matches(match[1].lstrip("-"), known, n=1)
+            hint = f"; did you mean --{close[0]}?" if close else "; --help lists them all"
+            message = f"unknown option {match[1]}{hint}"
+        message = message.replace("unrecognized arguments:", "unexpected argument:")
+        raise UserError(message.removeprefix("argument "))
+
+
+def guarded(main: Callable[[], int]) -> int:
+    """Return ``main()``'s status, or another one after one line about what went wrong.
+
+    Mistakes of the user and of the data give status 2; a disk that gave out while training, 3;
+    Ctrl-C gives 130, a closed pipe (``| head``) ends quietly with 141. Mistakes of this program
+    keep their traceback. Where standard output or error is closed, what goes there is lost.
+    """
+    with _streams():
+        return _guarded(main)
+
+
+def _guarded(main: Callable[[], int]) -> int:
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status
+    except StorageError as error:
+        _complain(str(error))
+        return 3
+    except DivergedError as error:  # of several processes only one may have seen it
+        return _complain(str(error), everywhere=True)
+    except UserError as error:
+        return _complain(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{where}{error.strerror or error}; what was written before is kept")
+    except MemoryError as error:
+        wanted = f" ({error})" if str(error) else ""
+        return _complain(
+            f"out of memory{wanted}; give it more, or try a smaller --batch-size or network"
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint, if there is one, is whole", file=sys.stderr)
+        return 130
+
+
+@contextmanager
+def _streams() -> Iterator[None]:
+    """Put streams in place of those that are closed.
+
+    Python has None for them then, and print(file=None) would write to the other one.
+    """
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                setattr(sys, name, nowhere)
+                stack.callback(setattr, sys, name, None)
+        yield
+
+
+def requires_torch() -> None:
+    """Raise UserError where PyTorch is missing."""
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"PyTorch cannot be imported ({error}); install it with: "
+            f"{sys.executable} -m pip install 'handgrad[torch]'"
+        ) from None
+
+
+def requires_torchvision() -> None:
+    """Raise UserError where torchvision is missing, or was built for another PyTorch."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception as error:  # whatever its compiled operators raise when they do not fit
+        raise UserError(
+            f"torchvision cannot be imported ({_one_line(error)}): torch {_version('torch')} and "
+            f"torchvision {_version('torchvision')} do not go together; install both at once: "
+            f"{sys.executable} -m pip install --upgrade 'handgrad[torch]'"
+        ) from None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _complain(message: str, everywhere: bool = False) -> int:
+    # Of several processes on a machine that all fail alike, the first speaks.
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {_one_line(message)}", file=sys.stderr)
+    return 2
+
+
+def _one_line(text: object) -> str:
+    return printable(" ".join(str(text).split()))
+
+
+def printable(text: object) -> str:
+    """Return ``text`` with � for what a terminal would obey or cannot be encoded.
+
+    The name of a file may hold control characters, and bytes that are no characters.
+    """
+    return "".join(c if c.isprintable() else "�" for c in str(text))

@@ -1,0 +1,154 @@
+"""Find data files below a folder, or fetch them: mirrors in turn, hash-checked, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pooch
+import requests
+from tqdm import tqdm
+
+from handgrad.errors import DataError
+from handgrad.lock import locked
+
+_NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
+_TIMEOUT = 20  # seconds without a byte before the next mirror is tried
+
+
+def default_data_dir() -> Path:
+    """Return the folder for data when none is named: $HANDGRAD_DATA_DIR or a per-user cache."""
+    return Path(os.environ.get("HANDGRAD_DATA_DIR") or pooch.os_cache("handgrad")).expanduser()
+
+
+def find_file(root: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of ``names`` found in ``root`` or below it, the nearest first.
+
+    Hidden folders, folders that may not be read, and those of other datasets with the same file
+    names are passed over; links are followed once.
+    """
+    seen = set()
+    level = [root]
+    while level:
+        below = []
+        for folder in level:
+            with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a link to itself
+                for name in names:
+                    if (folder / name).is_file():
+                        return folder / name
+                real = folder.resolve()
+                if real not in seen and folder.is_dir():
+                    seen.add(real)
+                    below += [e for e in folder.iterdir() if e.is_dir() and _searched(e.name)]
+        level = sorted(below)
+    return None
+
+
+def _searched(folder: str) -> bool:
+    return folder[0] != "." and folder not in _NAMESAKES
+
+
+def fetch(
+    dataset: str,
+    urls: Sequence[str],
+    target: Path,
+    known_hash: str,
+    searched: Path,
+    download: bool = True,
+) -> Path:
+    """Download ``target`` from the first of ``urls`` that serves it whole.
+
+    An interrupted download leaves ``<target>.part`` and goes on from there next time. Of several
+    processes that want the same file one downloads it, and the others wait.
+
+    Args:
+        dataset: its name, for the error.
+        urls: mirrors, in the order to try.
+        target: where the file goes.
+        known_hash: ``algorithm:hex digest``.
+        searched: the folder that was searched, for the error.
+        download: whether the network may be used.
+
+    Raises:
+        DataError: no mirror delivered.
+    """
+    pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
+    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    reasons = []
+    for url in urls if download else ():
+        host = url.split("/")[2]
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with locked(target.parent, wait=True):
+                return Path(
+                    pooch.retrieve(
+                        url,
+                        known_hash,
+                        fname=target.name,
+                        path=target.parent,
+                        downloader=_resume_download,
+                    )
+                )
+        except requests.RequestException as error:
+            reasons.append(f"{host}: {_reason(error)}")
+        except ValueError:  # pooch's hash mismatch; it has removed what it got
+            reasons.append(f"{host}: served another file (wrong hash)")
+        except OSError as error:
+            raise DataError(f"cannot write {target}: {error.strerror or error}") from None
+    # The part file of an interrupted download keeps its folder; an empty one is no use to anyone.
+    for folder in missing:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    tried = f" and no mirror could be reached ({'; '.join(reasons)})" if reasons else ""
+    raise DataError(
+        f"{target.name} was not found below {searched}{tried}; point --data-dir at the folder that "
+        f"holds it, or use --dataset digits, which needs no download"
+    )
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, requests.Timeout):
+        return f"silent for {_TIMEOUT} s"
+    return "no connection"
+
+
+def _resume_download(url: str, output_file: Any, _pooch: Any) -> None:
+    """Write ``url`` to ``output_file``, going on from an earlier attempt where there is one.
+
+    The part file stands beside the temporary one that pooch hands in, under a name that the next
+    attempt finds again. pooch checks the hash of what comes out.
+    """
+    output = Path(output_file)
+    part = output.parent / (url.rpartition("/")[2] + ".part")
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # the file as it is, so that its length counts
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    with requests.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as response:
+        if response.status_code == 416:  # the part is already as long as the file
+            part.replace(output)
+            return
+        response.raise_for_status()
+        resumed = response.status_code == 206
+        total = int(response.headers.get("Content-Length", 0)) + (start if resumed else 0)
+        with (
+            part.open("ab" if resumed else "wb") as file,
+            tqdm(
+                total=total or None,
+                initial=start if resumed else 0,
+                unit="B",
+                unit_scale=True,
+                desc=part.stem,
+                delay=0.5,
+            ) as bar,
+        ):
+            for chunk in response.iter_content(1 << 16):
+                bar.update(file.write(chunk))
+    if total and part.stat().st_size < total:
+        raise requests.ConnectionError(f"{url} ended early")
+    part.replace(output)

@@ -1,0 +1,194 @@
+"""What a comparison found: a table as it goes, a verdict, a JSON file and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.environment import describe_environment
+from handgrad.errors import UserError
+from handgrad.files import write_atomically
+from handgrad.lockstep.comparison import Comparison, Contestant, Distance
+from handgrad.runs.command_line import TrainSettings
+
+# Okabe and Ito's palette: distinguishable without full colour vision.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
+_MARKS = ("o", "s", "^", "D")
+
+
+class Table:
+    """Prints the differences of the steps 1, 2, 5, 10, 20, ... and the last, as they are made."""
+
+    def __init__(self, comparison: Comparison, steps: int) -> None:
+        self.comparison, self.steps = comparison, steps
+        self.width = max(len(contestant.name) for contestant in comparison.contestants)
+
+    def head(self) -> None:
+        """Print the head."""
+        loss = f"loss ({self.comparison.reference})"
+        print(
+            f"{'step':>6}  {loss:<16}  {'engine':<{self.width}}  {'Δ loss':>8}  "
+            f"{'Δ weights':>9}  {'relative':>8}  where"
+        )
+
+    def row(self, step: int) -> None:
+        """Print a step, if it is one of those."""
+        leading = str(step).rstrip("0")
+        if leading not in ("1", "2", "5") and step != self.steps:
+            return
+        start = f"{step:>6}  {self.comparison.losses[-1]:<16.12f}"
+        for contestant in self.comparison.contestants:
+            if len(contestant.distances) == step:
+                d = contestant.distances[-1]
+                print(
+                    f"{start:<24}  {contestant.name:<{self.width}}  {d.loss:>8.1e}  "
+                    f"{d.parameter:>9.1e}  {d.relative:>8.1e}  {d.where}",
+                    flush=True,
+                )
+                start = ""
+
+
+def verdict(comparison: Comparison, contestant: Contestant) -> str:
+    """Return what is to be said of an engine at the end."""
+    reference, steps = comparison.reference, len(comparison.losses)
+    if contestant.first is None:
+        d = contestant.worst
+        if contestant.finding is not None:
+            return (
+                f"{contestant.name} differs from {reference}, though losses and weights agree "
+                f"within {d.worst:.1e} over {steps} steps\n  {contestant.finding.text}"
+            )
+        return (
+            f"{contestant.name} agrees with {reference} within {d.worst:.1e} over {steps} steps "
+            f"(tolerance {comparison.tolerance:g})"
+        )
+    step = contestant.first[0]
+    worst = contestant.distances[step - 1].worst
+    assert contestant.finding is not None
+    text = (
+        f"{contestant.name} differs from {reference}: step {step} is the first beyond the "
+        f"tolerance {comparison.tolerance:g}, "
+        + (f"by {worst:.1e}\n" if math.isfinite(worst) else "as it is not finite\n")
+        + f"  {contestant.finding.text}"
+    )
+    return text + (f"\n  it stopped at {contestant.stopped}" if contestant.stopped else "")
+
+
+def check_out(out: Path) -> None:
+    """Raise UserError where nothing can be written into the folder ``out``; make nothing yet."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--out {out}: {there} is a file; a folder is expected")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--out {out}: {there} cannot be written to; choose another folder")
+
+
+def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
+    """Write ``engines.json`` and ``engines.png`` into the folder ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    content = {
+        "reference": comparison.reference,
+        "agrees": comparison.agrees,
+        "tolerance": comparison.tolerance,
+        "seconds": round(comparison.seconds, 3),
+        "losses": comparison.losses,
+        "engines": {c.name: _described(comparison, c) for c in comparison.contestants},
+        "settings": dataclasses.asdict(settings),
+        **describe_environment(),
+    }
+    write_atomically(out / "engines.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(out / "engines.png", _picture(comparison))
+
+
+def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:
+    finding = contestant.finding
+    return {
+        "agrees": contestant.agrees,
+        "verdict": verdict(comparison, contestant),
+        "first_step_beyond": None if contestant.first is None else contestant.first[0],
+        "finding": None if finding is None else dataclasses.asdict(finding),
+        "steps": [_plain(distance) for distance in contestant.distances],
+    }
+
+
+def _plain(distance: Distance) -> dict[str, Any]:
+    """Return a distance for JSON, which knows no infinity."""
+    values = dataclasses.asdict(distance).items()
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values}
+
+
+def _drawn(values: Sequence[float]) -> NDArray[np.float64]:
+    """Return what an axis can be made for: beyond, Matplotlib's own arithmetic overflows."""
+    array = np.array(values, np.float64)
+    return np.where(np.abs(array) < 1e100, array, np.nan)
+
+
+def _picture(comparison: Comparison) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
+    for number, contestant in enumerate(comparison.contestants):
+        colour = _COLOURS[number % len(_COLOURS)]
+        steps = np.arange(1, len(contestant.distances) + 1)
+        for quantity, style in (("parameter", "-"), ("loss", "")):
+            values = _drawn([getattr(d, quantity) for d in contestant.distances])
+            values[values == 0] = np.nan
+            above.plot(
+                steps,
+                values,
+                linestyle=style,
+                linewidth=1.5,
+                marker=_MARKS[number % len(_MARKS)],
+                markersize=3,
+                markevery=1 if quantity == "loss" else max(1, len(values) // 12),
+                markerfacecolor="none" if quantity == "loss" else colour,
+                color=colour,
+                label=f"{contestant.name}: {'weights' if quantity == 'parameter' else quantity}",
+            )
+        if contestant.first is not None:
+            step = contestant.first[0]
+            label = f"{contestant.name}: first beyond the tolerance, step {step}"
+            above.axvline(step, color=colour, linestyle="-.", linewidth=1, label=label)
+    above.axhline(
+        comparison.tolerance,
+        color="black",
+        linestyle="--",
+        linewidth=1,
+        label=f"tolerance {comparison.tolerance:g}",
+    )
+    above.axhline(
+        comparison.epsilon,
+        color="black",
+        linestyle=":",
+        linewidth=1,
+        label=f"machine epsilon {comparison.epsilon:.1e}",
+    )
+    above.set_yscale("log")
+    above.set_ylabel("largest absolute difference")
+    above.set_title(
+        f"differences from {comparison.reference}, from the same weights, on the same batches\n"
+        "(neither 0 nor what is beyond 1e100 is drawn)",
+        fontsize=10,
+    )
+    above.grid(alpha=0.3)
+    above.legend(fontsize=8, ncols=2)
+    steps = np.arange(1, len(comparison.losses) + 1)
+    below.plot(steps, _drawn(comparison.losses), color="#555555", linewidth=1.5)
+    below.set_ylabel(f"loss of {comparison.reference}\n(nats)")
+    below.set_xlabel("step")
+    below.grid(alpha=0.3)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

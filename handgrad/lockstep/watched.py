@@ -1,0 +1,225 @@
+"""A user's layers and loss, called with care: what every layer promises is checked each time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handgrad.lockstep.engines import Array
+from handgrad.user_code.blame import UserCodeError, blame
+
+
+class Watch:
+    """Copies of the arrays of one pass, to notice when one is changed by who should only read it.
+
+    Attributes:
+        running: what of the user's is being called, for those who want to know from outside.
+    """
+
+    def __init__(self, path: Path, running: Callable[[str], None]) -> None:
+        self.path, self.running = path.absolute(), running
+        self._seen: list[tuple[str, Array, Array]] = []
+
+    def begin(self, **arrays: Array) -> None:
+        """Begin a new pass."""
+        self._seen = []
+        for name, array in arrays.items():
+            self.add(f"the {name}", array)
+
+    def add(self, name: str, array: Array) -> None:
+        """Keep a copy of ``array``, under the first name it gets."""
+        if not any(array is seen for _, seen, _ in self._seen):
+            self._seen.append((name, array, array.copy()))
+
+    def call(self, what: str, function: Callable[..., Any], *arguments: Array) -> Any:
+        """Return ``function(*arguments)``, the user's."""
+        self.running(what)
+        result = blame(what, self.path, lambda: function(*arguments))
+        self.running("")
+        for name, array, before in self._seen:
+            if not np.array_equal(array, before, equal_nan=True):
+                if any(array is argument for argument in arguments):
+                    name = f"its argument ({name})"
+                raise UserCodeError(f"{what} changes {name} in place; work on a copy")
+        return result
+
+
+class WatchedLayer:
+    """A layer of the chain: the user's, or ours between the user's.
+
+    Args:
+        layer: forward, backward, perhaps params and grads.
+        name: ``layers.0 (LinearModule)``.
+        model: our parameters of this layer; empty where it has none.
+        transposed: the user's weight is (in, out).
+        watch: of the pass.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        name: str,
+        params: Mapping[str, Array],
+        transposed: bool,
+        watch: Watch,
+        *,
+        first: bool,
+    ) -> None:
+        self.layer, self.name, self.transposed = layer, name, transposed
+        self.watch, self.first = watch, first
+        if params:
+            self.params = params
+        self._shape: tuple[int, ...] = ()
+
+    def lend(self) -> None:
+        """Give the layer our parameters, in its own shapes, and in its own arrays if they fit."""
+        theirs = self._dictionary("params")
+        for key, param in self.params.items():
+            value = self._theirs(key, param)
+            own = theirs.get(key)
+            if not isinstance(own, np.ndarray):
+                raise UserCodeError(
+                    f"{self.name}: params[{key!r}] is {_kind(own)} after its construction; "
+                    f"expected an array {value.shape}"
+                )
+            if _squeezed(own.shape, key) != _squeezed(value.shape, key):
+                raise UserCodeError(
+                    f"{self.name}: params[{key!r}] has shape {own.shape}, expected {value.shape}"
+                )
+            value = value.reshape(own.shape)
+            if own.dtype == value.dtype and own.flags.writeable:
+                own[...] = value  # the layer may hold it under another name, too
+            else:
+                for name, other in getattr(self.layer, "__dict__", {}).items():
+                    if isinstance(other, np.ndarray) and np.may_share_memory(other, own):
+                        raise UserCodeError(
+                            f"{self.name}: self.{name} is params[{key!r}] under another name, an "
+                            f"array of {own.dtype} that cannot take our weights of {value.dtype}; "
+                            f"make it of {value.dtype}, or read params[{key!r}] each time"
+                        )
+                theirs[key] = value.copy()
+
+    def forward(self, x: Array) -> Array:
+        """Return the layer's output, (N, D)."""
+        n_out = len(self.params["weight"]) if hasattr(self, "params") else x.shape[1]
+        self._shape = x.shape
+        output = self._checked("forward", x, (len(x), n_out))
+        assert output is not None
+        return output
+
+    def backward(self, dout: Array) -> Array | None:
+        """Return ∂L/∂x, of the shape of x; the first layer's may be None."""
+        dx = self._checked("backward", dout, self._shape)
+        if hasattr(self, "params"):
+            theirs = self._dictionary("params")
+            for key, param in self.params.items():
+                mine = self._theirs(key, param).ravel()
+                if not np.array_equal(np.ravel(theirs[key]), mine, equal_nan=True):
+                    raise UserCodeError(
+                        f"forward or backward of {self.name} changes params[{key!r}]; only the "
+                        f"update after them may"
+                    )
+        return dx
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        """The layer's gradients, in our shapes."""
+        theirs, grads = self._dictionary("grads"), {}
+        for key, param in self.params.items():
+            value, expected = theirs.get(key), self._theirs(key, param).shape
+            if value is None:
+                raise UserCodeError(
+                    f"backward of {self.name} leaves no gradient in grads[{key!r}]; expected an "
+                    f"array {expected}"
+                )
+            what = f"backward of {self.name} puts into grads[{key!r}]"
+            self._check_array(value, what)
+            if _squeezed(value.shape, key) != _squeezed(expected, key):
+                raise UserCodeError(f"{what} an array of shape {value.shape}, expected {expected}")
+            value = value.T if self.transposed and key == "weight" else value
+            grads[key] = value.reshape(param.shape)
+        return grads
+
+    def _dictionary(self, name: str) -> dict[str, Array]:
+        value = getattr(self.layer, name, None)
+        if not isinstance(value, dict):
+            raise UserCodeError(
+                f"{self.name}: {name} is {_kind(value)}, expected a dictionary with "
+                f"{' and '.join(self.params)}"
+            )
+        return value
+
+    def _theirs(self, key: str, param: Array) -> Array:
+        return param.T if self.transposed and key == "weight" else param
+
+    def _checked(self, method: str, argument: Array, shape: tuple[int, ...]) -> Array | None:
+        what = f"{method} of {self.name}"
+        if method == "forward":
+            self.watch.add(f"the input of {self.name}", argument)
+        result = self.watch.call(what, getattr(self.layer, method), argument)
+        if result is None and self.first and method == "backward":
+            return None
+        self._check_array(result, f"{what} returns")
+        if result.shape != shape:
+            raise UserCodeError(f"{what} returns shape {result.shape}, expected {shape}")
+        self.watch.add(f"what {what} returned", result)
+        array: Array = result
+        return array
+
+    @staticmethod
+    def _check_array(value: Any, what: str) -> None:
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+            raise UserCodeError(f"{what} {_kind(value)}, expected an array of floating point")
+
+
+class WatchedLoss:
+    """The loss at the end of the chain, which gets its targets as it wants them."""
+
+    def __init__(self, loss: Any, name: str, one_hot: bool, watch: Watch) -> None:
+        self.loss, self.name, self.one_hot, self.watch = loss, name, one_hot, watch
+
+    def forward(self, x: Array, labels: Array) -> float:
+        """Return the mean loss."""
+        what = f"forward of {self.name}"
+        self.watch.add(f"the input of {self.name}", x)
+        loss = self.watch.call(what, self.loss.forward, x, self._targets(x, labels))
+        if np.size(loss) != 1 or not isinstance(loss, int | float | np.number | np.ndarray):
+            raise UserCodeError(f"{what} returns {_kind(loss)}, expected a number")
+        return float(np.reshape(loss, ()))
+
+    def backward(self, x: Array, labels: Array) -> Array:
+        """Return ∂L/∂x, (N, C)."""
+        what = f"backward of {self.name}"
+        dx = self.watch.call(what, self.loss.backward, x, self._targets(x, labels))
+        WatchedLayer._check_array(dx, f"{what} returns")
+        if dx.shape != x.shape:
+            raise UserCodeError(f"{what} returns shape {dx.shape}, expected {x.shape}")
+        self.watch.add(f"what {what} returned", dx)
+        array: Array = dx
+        return array
+
+    def _targets(self, x: Array, labels: Array) -> Array:
+        targets = encode(labels, x.shape[1], x.dtype) if self.one_hot else labels
+        self.watch.add("targets", targets)
+        return targets
+
+
+def encode(labels: Array, n_classes: int, dtype: Any) -> Array:
+    """Return one-hot rows (N, C) for labels (N,)."""
+    rows: Array = np.eye(n_classes, dtype=dtype)[labels]
+    return rows
+
+
+def _squeezed(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
+    """Return a shape to be compared: a bias may be (out,), (1, out) or (out, 1)."""
+    return shape if key == "weight" else tuple(size for size in shape if size != 1)
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is, for an error."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}, shape {value.shape}"
+    return "None" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,1 @@
+"""Pictures of runs: files, pages and the terminal."""

@@ -1,0 +1,134 @@
+"""What the curves of a run are: their points, and the scales that show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.training.metrics import Row
+
+Values = NDArray[np.float64]
+
+SPLITS = ("train", "validation", "test")
+QUANTITIES = ("loss", "accuracy")
+# Where a scale in the logarithm of the error has its marks.
+ACCURACY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+_LEAST_ERROR = 1e-4
+# Beyond it the distance of two values may overflow, and below its inverse no mark fits between.
+_LARGEST = 1e300
+_TICKS = 5
+
+
+def curve(
+    rows: Sequence[Row], split: str, quantity: str, over: str = "step"
+) -> tuple[Values, Values]:
+    """Return the points x and y, (n,) each, of ``loss`` or ``accuracy`` of a split.
+
+    Training values are means over an interval and stand at its middle. Points that are not finite,
+    or beyond 1e300, are left out.
+
+    Args:
+        rows: of the run.
+        split: ``train``, ``validation`` or ``test``.
+        quantity: the column for y.
+        over: the column for x: ``step``, ``epoch`` or ``seconds``.
+    """
+    mine = [row for row in rows if row.split == split]
+    x = np.array([getattr(row, over) for row in mine], dtype=np.float64)
+    y = np.array([getattr(row, quantity) for row in mine], dtype=np.float64)
+    if split == "train":
+        x = (x + np.concatenate(([0.0], x[:-1]))) / 2
+    shown = (np.abs(x) < _LARGEST) & (np.abs(y) < _LARGEST)  # NaN is not
+    return x[shown], y[shown]
+
+
+def wants_logarithm(losses: Values) -> bool:
+    """Say whether losses span so much that their scale should be logarithmic."""
+    return len(losses) > 0 and losses.min() > 0 and bool(losses.max() > 4 * losses.min())
+
+
+def least_error(accuracies: Values) -> float | None:
+    """Return the smallest error, 1 - accuracy, that a scale should show; None for a linear one.
+
+    Accuracies near 1 are shown in the logarithm of the error, as far as errors get small.
+    """
+    if not len(accuracies) or accuracies.max() < 0.9:
+        return None
+    # Where nothing lies between 0.9 and a perfect 1, that is how far it goes.
+    return max(_LEAST_ERROR, 1 - float(accuracies[accuracies < 1].max(initial=0.9)))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where values stand between the two ends of an axis.
+
+    Attributes:
+        low: value at the lower end.
+        high: value at the upper end.
+        ticks: round values in between.
+        transform: increasing; what the axis is even in.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    transform: Callable[[Values], Values] = lambda values: values
+
+    def place(self, values: Values | float) -> Values:
+        """Return where ``values`` stand: 0 at the lower end, 1 at the upper one."""
+        low, high = (self.transform(np.array(end)) for end in (self.low, self.high))
+        return (self.transform(np.asarray(values)) - low) / (high - low)
+
+
+def linear_scale(values: Values) -> Scale:
+    """Return an even scale that holds ``values``, none of them beyond 1e300."""
+    low, high = _ends(values)
+    return Scale(low, high, _round_values(low, high))
+
+
+def scale_of(quantity: str, values: Values) -> Scale:
+    """Return the scale that suits ``values`` of ``loss`` or ``accuracy``.
+
+    It is logarithmic for a loss that falls far, and in the logarithm of the error for accuracies
+    near 1: what happens late in training can be seen beside the first steps.
+    """
+    if quantity == "loss" and wants_logarithm(values):
+        low, high = float(values.min()), float(values.max())
+        return Scale(low, high, _powers(low, high), np.log10)
+    least = least_error(values) if quantity == "accuracy" else None
+    if least is None:
+        return linear_scale(values)
+    floor = least / 2
+    low, high = min(float(values.min()), 0.9), 1 - floor
+    ticks = tuple(tick for tick in ACCURACY_TICKS if low <= tick < high)
+    return Scale(low, high, ticks, lambda a: -np.log10(np.maximum(1 - a, floor)))
+
+
+def _ends(values: Values) -> tuple[float, float]:
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if high - low > max(1e-9 * max(abs(low), abs(high)), 1 / _LARGEST):
+        return low, high
+    margin = 0.1 * abs(low) or 0.5
+    return low - margin, high + margin
+
+
+def _round_values(low: float, high: float) -> tuple[float, ...]:
+    power = 10.0 ** math.floor(math.log10((high - low) / _TICKS))
+    step = next(power * m for m in (1, 2, 5, 10) if (high - low) / (power * m) <= _TICKS)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
+
+
+def _powers(low: float, high: float) -> tuple[float, ...]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = tuple(
+            float(f"{m}e{d}") for d in decades for m in digits if low <= m * 10.0**d <= high
+        )
+        if len(ticks) <= _TICKS + 1:
+            return ticks
+    return ticks[:: -(-len(ticks) // _TICKS)]

@@ -1,1 +1,0 @@
-"""Command lines: each puts a backend and the shared half together."""

@@ -1,0 +1,127 @@
+"""Each augmentation against one that takes an image at a time, fed with the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from handgrad.data.augment import AUGMENTATIONS, compose, crop, cutout, flip
+
+SHAPES = [(6, 3, 8, 8), (5, 1, 9, 12), (1, 2, 32, 32), (20, 1, 4, 4)]
+
+
+def _images(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(2).integers(1, 256, shape, dtype=np.uint8)
+
+
+def _slow_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    mirrored = rng.random(len(images)) < 0.5
+    return np.stack(
+        [np.flip(image, axis=2) if m else image for image, m in zip(images, mirrored, strict=True)]
+    )
+
+
+def _slow_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    n, _, height, width = images.shape
+    pad = max(1, height // 8)
+    offsets = rng.integers(0, 2 * pad + 1, size=(2, n))
+    result = np.zeros_like(images)
+    for i in range(n):
+        down, right = pad - offsets[0, i], pad - offsets[1, i]
+        for y in range(height):
+            for x in range(width):
+                if 0 <= y - down < height and 0 <= x - right < width:
+                    result[i, :, y, x] = images[i, :, y - down, x - right]
+    return result
+
+
+def _slow_cutout(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    n, _, height, width = images.shape
+    size = height // 4
+    rows = rng.integers(0, height, size=(n, 1)).ravel()
+    columns = rng.integers(0, width, size=(n, 1)).ravel()
+    result = images.copy()
+    for i in range(n):
+        top, left = rows[i] - size // 2, columns[i] - size // 2
+        result[i, :, max(0, top) : max(0, top + size), max(0, left) : max(0, left + size)] = 0
+    return result
+
+
+SLOW = {"flip": _slow_flip, "crop": _slow_crop, "cutout": _slow_cutout}
+
+
+def test_every_augmentation_has_a_reference() -> None:
+    assert SLOW.keys() == AUGMENTATIONS.keys()
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("name", SLOW)
+def test_against_the_slow_one(name: str, shape: tuple[int, ...]) -> None:
+    images = _images(shape)
+    before = images.copy()
+    found = AUGMENTATIONS[name](images, np.random.default_rng(3))
+    expected = SLOW[name](images, np.random.default_rng(3))
+    assert found.dtype == np.uint8 and found.shape == shape
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_flip_mirrors_half_of_the_images(rng: np.random.Generator) -> None:
+    images = _images((2000, 1, 4, 4))
+    found = flip(images, rng)
+    mirrored = (found == images[..., ::-1]).all(axis=(1, 2, 3))
+    same = (found == images).all(axis=(1, 2, 3))
+    assert (mirrored ^ same).all()
+    assert 0.45 < mirrored.mean() < 0.55
+
+
+@pytest.mark.parametrize(("padding", "expected"), [(None, 1), (1, 1), (3, 3)])
+def test_crop_reaches_every_shift_equally(
+    rng: np.random.Generator, padding: int | None, expected: int
+) -> None:
+    images = np.zeros((3000, 1, 9, 9), np.uint8)
+    images[:, :, 4, 4] = 1
+    rows, columns = crop(images, rng, padding).nonzero()[2:]
+    assert len(rows) == 3000
+    counts = np.bincount((rows - 4 + expected) * (2 * expected + 1) + columns - 4 + expected)
+    assert len(counts) == (2 * expected + 1) ** 2
+    assert counts.min() > 0.5 * counts.mean()
+
+
+def test_crop_of_32_moves_by_up_to_4() -> None:
+    images = np.zeros((2000, 1, 32, 32), np.uint8)
+    images[:, :, 16, 16] = 1
+    rows = crop(images, np.random.default_rng(0)).nonzero()[2]
+    assert (rows.min(), rows.max()) == (12, 20)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_cutout_blanks_at_most_a_square(rng: np.random.Generator, size: int) -> None:
+    images = _images((3000, 2, 12, 12))
+    holes = cutout(images, rng, size) == 0
+    np.testing.assert_array_equal(holes[:, 0], holes[:, 1])
+    areas = holes[:, 0].sum(axis=(1, 2))
+    assert areas.max() == size**2
+    assert areas.min() >= 1
+    assert holes.any(axis=(0, 1)).all(), "any pixel can be blanked"
+
+
+def test_compose_applies_in_the_order_given() -> None:
+    images = _images((10, 1, 8, 8))
+
+    def by_hand(*steps: Callable[..., np.ndarray]) -> np.ndarray:
+        rng, result = np.random.default_rng(5), images
+        for step in steps:
+            result = step(result, rng)
+        return result
+
+    for names in (["flip"], ["flip", "crop"], ["crop", "flip", "cutout"]):
+        augmentation = compose(names)
+        assert augmentation is not None
+        np.testing.assert_array_equal(
+            augmentation(images, np.random.default_rng(5)),
+            by_hand(*(AUGMENTATIONS[name] for name in names)),
+        )
+    assert compose([]) is None
