@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import handgrad
 from handgrad.errors import DivergedError, StorageError, UserError
 
 
@@ -20,6 +21,10 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose complaints are one line, from :func:`guarded`."""
 
     other_names: Iterable[str] = ()  # of options, beside those it knows
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_argument("--version", action="version", version=f"handgrad {handgrad.__version__}")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""

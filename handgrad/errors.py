@@ -17,3 +17,15 @@ class StorageError(UserError):
 
 class DivergedError(UserError):
     """The loss or a weight became NaN or infinite."""
+
+
+class StoppedError(Exception):
+    """A signal stopped a training, which is saved and can go on; the message says how.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal

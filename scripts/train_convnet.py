@@ -2,7 +2,7 @@
 
 import sys
 
-from handgrad.backends.convnet_torch import main
+from handgrad.backends.command import train_convnet
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train_convnet())

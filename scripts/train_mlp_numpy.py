@@ -2,7 +2,7 @@
 
 import sys
 
-from handgrad.backends.mlp_numpy import main
+from handgrad.backends.command import train_mlp_numpy
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train_mlp_numpy())

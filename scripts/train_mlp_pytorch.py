@@ -2,7 +2,7 @@
 
 import sys
 
-from handgrad.backends.mlp_torch import main
+from handgrad.backends.command import train_mlp_pytorch
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(train_mlp_pytorch())

@@ -20,7 +20,7 @@ def _modules_after(code: str) -> set[str]:
 
 def test_the_numpy_command_never_imports_torch(tmp_path) -> None:  # type: ignore[no-untyped-def]
     code = (
-        "from handgrad.backends.mlp_numpy import main\n"
+        "from handgrad.backends.command import train_mlp_numpy as main\n"
         f"assert main(['--max-steps', '5', '--quiet', '--out', {str(tmp_path / 'run')!r}]) == 0"
     )
     modules = _modules_after(code)

@@ -77,7 +77,7 @@ def test_the_layer_shown_is_the_layers_code() -> None:
 
 
 def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from handgrad.backends.mlp_numpy import main
+    from handgrad.backends.command import train_mlp_numpy as main
 
     folder = tmp_path / "run"
     assert main(["--max-steps", "50", "--quiet", "--out", str(folder)]) == 0

@@ -16,9 +16,7 @@ from conftest import ROOT
 from data_files import write_cifar, write_mnist
 
 from handgrad import plot_runs
-from handgrad.backends import convnet_torch as train_convnet
-from handgrad.backends import mlp_numpy as train_mlp_numpy
-from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from handgrad.benchmark import command as benchmark
 from handgrad.benchmark import steps, workers
 from handgrad.benchmark import whole_commands as runs
@@ -58,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name, options in (("A", []), ("B", ["--lr", "0.2"])):
         argv = ["--max-steps", "4", "--eval-every", "2", "--quiet", *options]
-        assert train_mlp_numpy.main([*argv, "--out", str(folder / "runs" / name)]) == 0
+        assert train_mlp_numpy([*argv, "--out", str(folder / "runs" / name)]) == 0
     return folder
 
 
@@ -131,9 +129,9 @@ def _torchrun(argv: list[str], out: Path) -> int:
 
 # The first words of a command -> what runs the rest.
 RUNNERS: dict[str, Callable[[list[str], Path], int]] = {
-    "train-mlp-numpy": _train(train_mlp_numpy.main),
-    "train-mlp-pytorch": _train(train_mlp_pytorch.main, "--precision", "float32"),
-    "train-convnet": _train(train_convnet.main, "--precision", "float32", "--batch-size", "8"),
+    "train-mlp-numpy": _train(train_mlp_numpy),
+    "train-mlp-pytorch": _train(train_mlp_pytorch, "--precision", "float32"),
+    "train-convnet": _train(train_convnet, "--precision", "float32", "--batch-size", "8"),
     "check-gradients": _check,
     "compare-engines": _compare,
     "reproduce": _reproduce,

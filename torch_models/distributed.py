@@ -122,6 +122,10 @@ class ProcessTeam:
         mine = np.frombuffer(text.encode() if self.rank == 0 else b"", dtype=np.uint8)
         return self.gather(mine).tobytes().decode()
 
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        self.agree_on("")
+
     def average(self, tensors: Sequence[Tensor], weight: int) -> None:
         """Replace each tensor by its mean over the processes, Σ weight·tensor / Σ weight.
 

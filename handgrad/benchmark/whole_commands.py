@@ -87,7 +87,7 @@ def _share_of_the_rest(data: Path, threads: int) -> float:
     """Return the share of a command that its loop spends outside the learner."""
     script = (
         "import json, sys, time\n"
-        "from scripts import train_mlp_numpy as command\n"
+        "from handgrad.backends import command\n"
         "from handgrad.training.loop import Loop\n"
         "spent = {'learner': 0.0, 'loop': 0.0}\n"
         "def timed(function, key):\n"

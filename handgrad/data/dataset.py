@@ -96,7 +96,7 @@ DATASETS = {
 
 def load_dataset(
     name: str,
-    data_dir: Path | None = None,
+    data_dir: str | Path | None = None,
     *,
     validation_size: float = 0.1,
     validation_images: str = "random",
@@ -116,10 +116,14 @@ def load_dataset(
 
     Raises:
         DataError: the files are missing and cannot be downloaded, or are damaged.
-        UserError: the validation split would leave nothing to train on.
+        UserError: there is no such dataset, or the validation split would leave nothing to train
+            on.
     """
+    if name not in DATASETS:
+        raise UserError(f"dataset {name!r} is unknown; expected one of: {', '.join(DATASETS)}")
     source = DATASETS[name]
-    train_images, train_labels, test_images, test_labels = source.load(data_dir, download)
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    train_images, train_labels, test_images, test_labels = source.load(folder, download)
     n = len(train_labels)
     held_out = round(validation_size * n) if validation_size < 1 else int(validation_size)
     if not 0 <= held_out < n:

@@ -13,7 +13,6 @@ from handgrad.data.dataset import Split
 from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import UserError
 from handgrad.seeding import generator
-from handgrad.training.team import share
 
 
 class BatchLoader:
@@ -103,3 +102,13 @@ class BatchLoader:
             if self.augmentation is not None:
                 pixels = self.augmentation(pixels, self.augmentation_rng(epoch, batch))
             yield self.preprocessing(pixels), labels[chosen]
+
+
+def share(n: int, rank: int, size: int) -> slice:
+    """Return which of ``n`` things process ``rank`` of ``size`` takes.
+
+    The shares follow each other, and differ by one at most: the first ones are the larger.
+    """
+    each, more = divmod(n, size)
+    start = rank * each + min(rank, more)
+    return slice(start, start + each + (rank < more))

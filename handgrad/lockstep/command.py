@@ -18,9 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from handgrad.backends.common import build_mlp, build_schedule
-from handgrad.backends.mlp_numpy import build_learner
-from handgrad.backends.presets import MLP_PRESETS
+from handgrad.backends.mlp_numpy import PRESETS, NumpyMLPSettings, build_learner, build_mlp
 from handgrad.console import guarded, requires_torch
 from handgrad.data import BatchLoader, Dataset, load_dataset
 from handgrad.data.augment import compose
@@ -30,8 +28,10 @@ from handgrad.lockstep import report
 from handgrad.lockstep.comparison import Comparison, Contestant
 from handgrad.lockstep.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
 from handgrad.lockstep.user_engine import UserEngine, load_classes, parts_the_loss
-from handgrad.runs.command_line import NumpyMLPSettings, parse_command_line, setting
-from handgrad.runs.run import data_folder
+from handgrad.runs.backend import build_schedule
+from handgrad.runs.command_line import parse_command_line
+from handgrad.runs.declare import setting
+from handgrad.runs.folder import data_folder
 from handgrad.user_code.blame import UserCodeError
 from handgrad.user_code.isolated import Guard, run_guarded
 from numpy_mlp.anomaly import name_of
@@ -40,7 +40,7 @@ _ENGINES = ("modules", "graph", "pytorch")
 _YOURS = "yours"
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 # Masks of dropout are drawn from generators of each engine's own.
-_PRESETS = {name: preset for name, preset in MLP_PRESETS.items() if not preset.get("dropout")}
+_PRESETS = {n: preset for n, preset in PRESETS.items() if not preset.values.get("dropout")}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from handgrad.environment import describe_environment
 from handgrad.errors import UserError
 from handgrad.files import write_atomically
 from handgrad.lockstep.comparison import Comparison, Contestant, Distance
-from handgrad.runs.command_line import TrainSettings
+from handgrad.runs.settings import TrainSettings
 
 # Okabe and Ito's palette: distinguishable without full colour vision.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")

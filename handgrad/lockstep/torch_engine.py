@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from handgrad.backends.mlp_torch import make_model
-from handgrad.backends.torch_common import torch_backend
+from handgrad.backends.mlp_numpy import NumpyMLPSettings
+from handgrad.backends.mlp_torch import TorchMLPSettings
+from handgrad.backends.registry import NETWORKS
 from handgrad.data import Dataset
 from handgrad.lockstep.engines import Array, LearnerEngine, Trace, assemble
-from handgrad.runs.command_line import NumpyMLPSettings, TorchMLPSettings
 from torch_models.learner import TorchLearner
 
 
@@ -53,6 +53,6 @@ def make_torch_engine(settings: NumpyMLPSettings, dataset: Dataset) -> TorchEngi
     shared = {field.name for field in dataclasses.fields(TorchMLPSettings)}
     values = {k: v for k, v in dataclasses.asdict(settings).items() if k in shared}
     theirs = TorchMLPSettings(**values | {"device": "cpu", "precision": settings.dtype})
-    learner = torch_backend("compare", make_model, images=False).build(theirs, dataset)
+    learner = NETWORKS["mlp-pytorch"].backend().build(theirs, dataset)
     assert isinstance(learner, TorchLearner)
     return TorchEngine(learner)

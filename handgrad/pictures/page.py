@@ -21,13 +21,8 @@ from handgrad.data.dataset import Dataset
 from handgrad.files import write_atomically
 from handgrad.pictures.curves import QUANTITIES, SPLITS, curve, linear_scale, scale_of
 from handgrad.pictures.plots import first_layer_sheet
-from handgrad.runs.command_line import (
-    LOOKING,
-    TrainSettings,
-    changed_settings,
-    options_for,
-    text_of,
-)
+from handgrad.runs.declare import text_of
+from handgrad.runs.settings import LOOKING, TrainSettings, changed_settings, options_for
 from handgrad.training.metrics import Row
 
 _MISTAKES = 24  # shown

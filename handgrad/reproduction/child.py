@@ -1,16 +1,17 @@
 """A training command, run so that it does not outlive the process that began it.
 
-``python -m handgrad.reproduction.child MODULE ARGUMENTS``: standard input is a pipe, of which the
+``python -m handgrad.reproduction.child COMMAND ARGUMENTS``: standard input is a pipe, of which the
 parent holds the other end and into which it never writes.
 """
 
 from __future__ import annotations
 
 import os
-import runpy
 import signal
 import sys
 import threading
+
+from handgrad.commands import main
 
 
 def _stop_with_parent() -> None:
@@ -20,5 +21,4 @@ def _stop_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    del sys.argv[0]
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    sys.exit(main())

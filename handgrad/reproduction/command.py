@@ -13,8 +13,7 @@ from pathlib import Path
 
 from handgrad.console import Parser, guarded
 from handgrad.errors import DataError, UserError
-from handgrad.files import write_atomically
-from handgrad.lock import locked
+from handgrad.files import locked, write_atomically
 from handgrad.reproduction.page import duration, write_page
 from handgrad.reproduction.rows import SECTIONS, Experiment
 from handgrad.reproduction.runs import Commands, Result, Run
@@ -179,7 +178,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _execute(run: Run, data_dir: Path | None, commands: Commands) -> int:
-    if run.experiment.needs_torch and importlib.util.find_spec("torch") is None:
+    if run.experiment.network.needs_torch and importlib.util.find_spec("torch") is None:
         raise UserError(
             f"needs PyTorch; install it with: {sys.executable} -m pip install 'handgrad[torch]'"
         )

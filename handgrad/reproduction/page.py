@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from handgrad.backends.torch_settings import TorchSettings
 from handgrad.reproduction.rows import Experiment, Section
 from handgrad.reproduction.runs import Result
-from handgrad.runs.command_line import TorchSettings
 
 Results = Mapping[str, Mapping[int, Result]]  # experiment -> seed -> what it gave
 

@@ -4,23 +4,10 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
-from typing import Any
 
-from handgrad.backends.presets import CONVNET_PRESETS, MLP_PRESETS, TORCH_MLP_PRESETS
-from handgrad.runs.command_line import (
-    ConvNetSettings,
-    NumpyMLPSettings,
-    TorchMLPSettings,
-    TrainSettings,
-    parse_command_line,
-)
-
-# Command -> its module, its settings, its presets, and whether it needs PyTorch.
-COMMANDS: dict[str, tuple[str, type[TrainSettings], dict[str, dict[str, Any]], bool]] = {
-    "train-mlp-numpy": ("handgrad.backends.mlp_numpy", NumpyMLPSettings, MLP_PRESETS, False),
-    "train-mlp-pytorch": ("handgrad.backends.mlp_torch", TorchMLPSettings, TORCH_MLP_PRESETS, True),
-    "train-convnet": ("handgrad.backends.convnet_torch", ConvNetSettings, CONVNET_PRESETS, True),
-}
+from handgrad.backends.registry import NETWORKS, Network
+from handgrad.runs.command_line import parse_command_line
+from handgrad.runs.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -50,14 +37,9 @@ class Experiment:
     figure: bool = False
 
     @property
-    def module(self) -> str:
-        """Module of the command."""
-        return COMMANDS[self.command.split()[0]][0]
-
-    @property
-    def needs_torch(self) -> bool:
-        """Whether the command needs PyTorch."""
-        return COMMANDS[self.command.split()[0]][3]
+    def network(self) -> Network:
+        """What the command trains."""
+        return NETWORKS[self.command.split()[0].removeprefix("train-")]
 
     def arguments(self, seed: int, quick: bool) -> list[str]:
         """Return the command's arguments, without data and output folder."""
@@ -66,10 +48,8 @@ class Experiment:
 
     def settings(self, seed: int, quick: bool) -> TrainSettings:
         """Return the settings that the command has."""
-        program = self.command.split()[0]
-        _, kind, presets, _ = COMMANDS[program]
-        arguments = self.arguments(seed, quick)
-        return parse_command_line(kind, presets, "", program, arguments).settings
+        kind, presets = self.network.settings, self.network.presets
+        return parse_command_line(kind, presets, "", "", self.arguments(seed, quick)).settings
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ import handgrad
 from handgrad.data.sources import cifar10
 from handgrad.data.sources.download import default_data_dir, find_file
 from handgrad.errors import DataError, UserError
-from handgrad.files import read_json, write_atomically
-from handgrad.lock import locked
+from handgrad.files import locked, read_json, write_atomically
 from handgrad.reproduction.rows import Experiment
-from handgrad.runs.command_line import LOOKING, TrainSettings, settings_from_dict
-from handgrad.runs.run import remove_stillborn, stillborn_files
+from handgrad.runs.folder import remove_stillborn, stillborn_files
+from handgrad.runs.settings import LOOKING, TrainSettings, settings_from_dict
 from handgrad.training.metrics import Row
 
 # MD5 of the official files, as torchvision's CIFAR10 has them too.
@@ -234,7 +233,7 @@ class Run:
         cost.begun += 1
         self._write(cost)
         start, cpu = time.perf_counter(), _cpu_seconds_of_children()
-        status = commands.run(self.experiment.module, arguments, self.log)
+        status = commands.run(self.experiment.network.command, arguments, self.log)
         cost.wall_seconds += time.perf_counter() - start
         cpu_end = _cpu_seconds_of_children()
         if cpu is None or cpu_end is None or cost.cpu_seconds is None:
@@ -285,17 +284,17 @@ class Commands:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def run(self, module: str, arguments: Sequence[str], log: Path) -> int:
-        """Run a module, all that it prints going to ``log``, and return its status."""
+    def run(self, command: str, arguments: Sequence[str], log: Path) -> int:
+        """Run a command, all that it prints going to ``log``, and return its status."""
         root = str(Path(handgrad.__file__).resolve().parents[1])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         log.unlink(missing_ok=True)  # a command that outlived its parent may still write to it
-        command = [sys.executable, "-P", "-m", "handgrad.reproduction.child", module, *arguments]
+        child = [sys.executable, "-P", "-m", "handgrad.reproduction.child", command, *arguments]
         with log.open("wb") as output:
             # A session of its own: Ctrl-C reaches it once, through us.
             self._process = subprocess.Popen(
-                command,
+                child,
                 stdin=subprocess.PIPE,  # closed, even by a kill of ours, it stops the child
                 stdout=output,
                 stderr=output,

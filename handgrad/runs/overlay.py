@@ -15,19 +15,16 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from handgrad.backends.convnet_torch import ConvNetSettings
+from handgrad.backends.mlp_numpy import NumpyMLPSettings
+from handgrad.backends.mlp_torch import TorchMLPSettings
 from handgrad.console import printable
 from handgrad.errors import DataError, UserError
 from handgrad.files import read_json, write_atomically
 from handgrad.pictures.curves import QUANTITIES, SPLITS, Values, curve
 from handgrad.pictures.plots import set_scale
-from handgrad.runs.command_line import (
-    DATASET_DEFAULTS,
-    LOOKING,
-    ConvNetSettings,
-    NumpyMLPSettings,
-    TorchMLPSettings,
-    text_of,
-)
+from handgrad.runs.declare import text_of
+from handgrad.runs.settings import DATASET_DEFAULTS, LOOKING
 from handgrad.training.metrics import Row, read_metrics
 
 # Okabe and Ito's palette without its yellow, which cannot be seen on white.

@@ -1,11 +1,13 @@
-"""What the loop asks of a backend."""
+"""What the loop asks of a backend, and of a loader."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, SupportsFloat
 
 from numpy.typing import NDArray
+
+from handgrad.data.dataset import Split
 
 Array = NDArray[Any]
 
@@ -60,4 +62,19 @@ class Learner(Protocol):
 
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, C·h·w), for a picture."""
+        ...
+
+
+class Loader(Protocol):
+    """What the loop asks of a loader; :class:`handgrad.data.BatchLoader` is one."""
+
+    split: Split
+    batch_size: int
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
+        """Yield ``(images, labels)`` of an epoch, from batch number ``start`` on."""
         ...

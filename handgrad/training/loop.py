@@ -1,129 +1,28 @@
-"""The training loop, one for every backend: it talks to a learner and to nothing else."""
+"""The training loop, one for every backend: it talks to a learner and to its observers."""
 
 from __future__ import annotations
 
 import math
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from handgrad.data.dataset import Split
 from handgrad.errors import DataError, DivergedError
-from handgrad.pictures.terminal import LivePlot
 from handgrad.training.checkpoint import Checkpoint
-from handgrad.training.learner import Learner
-from handgrad.training.metrics import MetricsFile, Row
+from handgrad.training.evaluation import evaluate
+from handgrad.training.learner import Learner, Loader
+from handgrad.training.metrics import Row
+from handgrad.training.observers import Observer
+from handgrad.training.progress import Progress
 from handgrad.training.team import Alone, Team
-
-_REPORT_SECONDS = 0.25  # how often the progress bar asks the learner's scalars for their values
-
-
-class Loader(Protocol):
-    """What the loop asks of a loader; :class:`handgrad.data.BatchLoader` is one."""
-
-    split: Split
-    batch_size: int
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        ...
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
-        """Yield ``(images, labels)`` of an epoch, from batch number ``start`` on."""
-        ...
-
-
-@dataclass
-class Progress:
-    """The loop's counters; all of them are in a checkpoint.
-
-    The sums are those of this process's images; a checkpoint has a row of them for each process.
-
-    Attributes:
-        step: updates made.
-        seconds: training time so far, evaluation included.
-        eval_seconds: the part of it spent in evaluations and checkpoints.
-        loss_sum: Σ loss · count of the steps since the last report.
-        correct_sum: correct predictions of the steps since the last report.
-        count: images of the steps since the last report.
-        rows: rows of ``metrics.csv``.
-        evaluated: step of the last evaluation, or None.
-        best_accuracy: best validation accuracy so far, or None.
-        best_loss: validation loss there.
-        best_step: step of it.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    eval_seconds: float = 0.0
-    loss_sum: Any = 0.0
-    correct_sum: Any = 0
-    count: int = 0
-    rows: int = 0
-    evaluated: int | None = None
-    best_accuracy: float | None = None
-    best_loss: float = math.inf
-    best_step: int = 0
-
-    def sums(self) -> NDArray[np.float64]:
-        """Return ``loss_sum``, ``correct_sum`` and ``count``."""
-        return np.array([float(self.loss_sum), float(self.correct_sum), float(self.count)])
-
-    def to_dict(self, sums: NDArray[np.float64]) -> dict[str, Any]:
-        """Return what a checkpoint holds, with the ``sums`` (n, 3) of all n processes."""
-        return {name: getattr(self, name) for name in _COUNTERS} | {"sums": sums.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], team: Team) -> Progress:
-        """Return the counters in ``values``, read from a file; ValueError where they cannot be.
-
-        When the number of processes has changed, the first takes over the sums of all.
-        """
-        if wrong := sorted({*_COUNTERS, "sums"} ^ values.keys()):
-            raise ValueError(f"{wrong[0]} is missing or unknown")
-        self = cls(**{name: values[name] for name in _COUNTERS})
-        for name in ("step", "rows", "best_step"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ValueError(f"its {name} is {value!r}")
-        for name in ("seconds", "eval_seconds", "best_loss"):
-            if type(getattr(self, name)) not in (int, float):
-                raise ValueError(f"its {name} is {getattr(self, name)!r}")
-        if type(self.evaluated) not in (int, type(None)):
-            raise ValueError(f"its evaluated is {self.evaluated!r}")
-        if type(self.best_accuracy) not in (int, float, type(None)):
-            raise ValueError(f"its best_accuracy is {self.best_accuracy!r}")
-        sums = np.array(values["sums"], dtype=np.float64)
-        if sums.ndim != 2 or sums.shape[1] != 3 or not (sums[:, 1:] >= 0).all():
-            raise ValueError(f"its sums are {values['sums']!r}")
-        if len(sums) != team.size:
-            sums = np.concatenate([sums.sum(axis=0)[None], np.zeros((team.size - 1, 3))])
-        loss_sum, correct_sum, count = sums[team.rank].tolist()
-        self.loss_sum, self.correct_sum, self.count = loss_sum, correct_sum, int(count)
-        return self
-
-
-# What a checkpoint holds of the counters beside the sums.
-_COUNTERS = (
-    "step",
-    "seconds",
-    "eval_seconds",
-    "rows",
-    "evaluated",
-    "best_accuracy",
-    "best_loss",
-    "best_step",
-)
 
 
 @dataclass
@@ -139,11 +38,10 @@ class Loop:
         total_steps: when to stop.
         eval_every: steps between evaluations; there is also one before the first step and one
             after the last.
-        metrics: where rows go.
         checkpoint_path: where checkpoints go, at every evaluation and on a signal.
         checkpoint_every: steps between further checkpoints; None for no others.
-        quiet: print nothing.
-        live: draw the curves in the terminal; not where ``quiet``.
+        observers: told what happens, in this order; what they write of an evaluation is there
+            before the checkpoint that counts its rows.
         team: the processes that train together. Each runs a loop of its own, in step with the
             others.
     """
@@ -154,24 +52,19 @@ class Loop:
     schedule: Callable[[int], float]
     total_steps: int
     eval_every: int
-    metrics: MetricsFile
     checkpoint_path: Path
     checkpoint_every: int | None = None
-    quiet: bool = False
-    live: bool = False
+    observers: Sequence[Observer] = ()
     team: Team = field(default_factory=Alone)
     progress: Progress = field(default_factory=Progress)
     best_weights: dict[str, NDArray[Any]] = field(default_factory=dict)
     stop_signal: int | None = None
-    _clock: float = field(
-        default=0.0, init=False
-    )  # when this run would have begun, had it not stopped
+    # When this run would have begun, had it not stopped.
+    _clock: float = field(default=0.0, init=False)
     # The signal that this process got. Any moment may change it; what they all agreed on, and act
     # on, is stop_signal.
     _asked: int | None = field(default=None, init=False)
-    _reported: float = field(default=0.0, init=False)
     _saved_step: int | None = field(default=None, init=False)
-    _plot: LivePlot | None = field(default=None, init=False)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take up the state in ``checkpoint``.
@@ -202,15 +95,15 @@ class Loop:
         """
         p, loader = self.progress, self.train_loader
         self._clock = time.perf_counter() - p.seconds
-        with self._signals_caught(), self._bar() as bar, self._plotted(bar):
+        with self._signals_caught(), self._observed():
             if self._evaluation_is_due():
-                self._evaluate(bar)
+                self._evaluate()
             while p.step < self.total_steps and not self._stopping():
                 epoch, first = divmod(p.step, len(loader))
                 for images, labels in loader.batches(epoch, first):
-                    self._step(images, labels, bar)
+                    self._step(images, labels)
                     if self._evaluation_is_due():
-                        self._evaluate(bar)
+                        self._evaluate()
                     elif self.checkpoint_every and p.step % self.checkpoint_every == 0:
                         start = time.perf_counter()
                         self._check_weights()
@@ -241,7 +134,7 @@ class Loop:
             self.stop_signal = self.team.largest(self._asked or 0) or None
         return self.stop_signal is not None
 
-    def _step(self, images: Any, labels: Any, bar: tqdm[Any]) -> None:
+    def _step(self, images: Any, labels: Any) -> None:
         p = self.progress
         try:
             loss, correct = self.learner.train_step(images, labels, self.schedule(p.step))
@@ -254,23 +147,27 @@ class Loop:
         p.correct_sum = p.correct_sum + correct
         p.count += len(labels)
         p.step += 1
-        if bar.disable:
-            return
-        bar.update(len(labels) * self.team.size)
-        now = time.perf_counter()
-        if now - self._reported > _REPORT_SECONDS:
-            self._reported = now
-            loss, accuracy = float(p.loss_sum) / p.count, float(p.correct_sum) / p.count
-            bar.set_postfix_str(
-                f"step {p.step}/{self.total_steps}, loss {loss:.4f}, accuracy {accuracy:.4f}",
-                refresh=False,
-            )
-            if self._plot is not None:
-                epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
-                seconds = now - self._clock
-                self._plot.update(Row(p.step, epoch, "train", loss, accuracy, lr, seconds))
+        for observer in self.observers:
+            observer.step(self, len(labels))
 
-    def _evaluate(self, bar: tqdm[Any]) -> None:
+    def running_row(self) -> Row:
+        """Return this process's training since the last evaluation as a row, at least a step."""
+        p = self.progress
+        loss, accuracy = float(p.loss_sum) / p.count, float(p.correct_sum) / p.count
+        return self._row("train", loss, accuracy, time.perf_counter() - self._clock)
+
+    def _row(self, split: str, loss: float, accuracy: float, seconds: float) -> Row:
+        step = self.progress.step
+        epoch = step / len(self.train_loader)
+        return Row(step, epoch, split, loss, accuracy, self.schedule(step), seconds)
+
+    def images_until(self, step: int) -> int:
+        """Return how many training images the first ``step`` steps see."""
+        epochs, rest = divmod(step, len(self.train_loader))
+        n = len(self.train_loader.split)
+        return epochs * n + min(n, rest * self.train_loader.batch_size)
+
+    def _evaluate(self) -> None:
         """Report the training since the last time, evaluate each split, save.
 
         A signal breaks it off, as if it had not begun; a resumed run begins with it.
@@ -301,24 +198,15 @@ class Loop:
                 self._diverged(f"the {name} loss became {loss}", p.step)
         self._check_weights()
         p.seconds = time.perf_counter() - self._clock
-        epoch, lr = p.step / len(self.train_loader), self.schedule(p.step)
-        for name, loss, accuracy in report:
-            self.metrics.append(Row(p.step, epoch, name, loss, accuracy, lr, p.seconds))
-        if report and not self.quiet:
-            width = len(str(self.total_steps))
-            parts = "   ".join(
-                f"{name} loss {loss:.4f} accuracy {acc:.4f}" for name, loss, acc in report
-            )
-            with bar.external_write_mode(file=sys.stdout):
-                print(f"step {p.step:>{width}}/{self.total_steps}  epoch {epoch:5.2f}   {parts}")
-        if self._plot is not None:
-            self._plot.update()
+        rows = [self._row(name, loss, accuracy, p.seconds) for name, loss, accuracy in report]
+        p.rows += len(rows)
+        for observer in self.observers if rows else ():
+            observer.evaluated(self, rows)
         self._save()
         p.eval_seconds += time.perf_counter() - start
 
     def _save(self) -> None:
         p = self.progress
-        p.rows = len(self.metrics.rows)
         arrays, text = self.learner.state()
         sums = self.team.gather(p.sums()[None])
         if self.team.rank == 0:
@@ -329,8 +217,7 @@ class Loop:
                 best=self.best_weights,
                 progress=p.to_dict(sums),
             ).save(self.checkpoint_path)
-        # None leaves before it is written: torchrun stops them all when the first one ends.
-        self.team.agree_on("")
+        self.team.wait()  # till it is written: torchrun stops them all when the first one ends
         self._saved_step = p.step
 
     def _check_weights(self) -> None:
@@ -350,27 +237,13 @@ class Loop:
             f"{what} at step {step} (learning rate {self.schedule(step):g}); {hint}. {kept}"
         )
 
-    def _bar(self) -> tqdm[Any]:
-        p = self.progress
-        n, size = len(self.train_loader.split), self.train_loader.batch_size
-        epochs, rest = divmod(self.total_steps, len(self.train_loader))
-        done_epochs, done_rest = divmod(p.step, len(self.train_loader))
-        return tqdm(
-            total=epochs * n + min(n, rest * size),
-            initial=done_epochs * n + min(n, done_rest * size),
-            unit=" images",
-            unit_scale=True,
-            dynamic_ncols=True,
-            leave=False,
-            disable=self.quiet or sys.stderr is None or not sys.stderr.isatty(),
-        )
-
     @contextmanager
-    def _plotted(self, bar: tqdm[Any]) -> Iterator[None]:
-        if not self.live or self.quiet:
-            yield
-            return
-        with LivePlot(bar, self.metrics.rows) as self._plot:
+    def _observed(self) -> Iterator[None]:
+        """Tell the observers of the beginning and of the end, whatever it is."""
+        with ExitStack() as stack:
+            for observer in self.observers:
+                stack.push(lambda kind, error, trace, o=observer: o.end(self, error))
+                observer.begin(self)
             yield
 
     @contextmanager
@@ -400,61 +273,3 @@ class Loop:
 
 class _BrokenOffError(Exception):
     """A signal came during an evaluation."""
-
-
-class Evaluation(NamedTuple):
-    """What :func:`evaluate` found.
-
-    Attributes:
-        loss: mean over the images.
-        accuracy: share of correct predictions.
-        predicted: class of each image, (N,).
-    """
-
-    loss: float
-    accuracy: float
-    predicted: NDArray[Any]
-
-
-def evaluate(
-    learner: Learner,
-    loader: Loader,
-    team: Team | None = None,
-    between: Callable[[], object] = lambda: None,
-) -> Evaluation:
-    """Evaluate a split, the processes of a team each their share of it.
-
-    Args:
-        learner: what to evaluate.
-        loader: all images, or, in a team, this process's part of them; the parts follow each
-            other in the order of the ranks.
-        team: the processes; the same answer is given to all.
-        between: called after each batch; may raise to break off.
-    """
-    team = team or Alone()
-    total: Any = 0.0
-    predicted = [np.empty(0, dtype=np.int64)]
-    for images, labels in loader.batches(0):
-        loss, classes = learner.eval_step(images, labels)
-        total = total + loss * len(labels)
-        predicted.append(np.asarray(classes))
-        between()
-    classes = np.concatenate(predicted)
-    correct = np.count_nonzero(classes == loader.split.labels)
-    sums = team.sum(np.array([float(total), float(correct), float(len(classes))]))
-    loss, accuracy = float(sums[0] / sums[2]), float(sums[1] / sums[2])
-    return Evaluation(loss, accuracy, team.gather(classes))
-
-
-def probabilities(
-    learner: Learner, loader: Loader, n_classes: int, team: Team | None = None
-) -> NDArray[np.float32]:
-    """Return the probabilities of the classes, (N, K), for the images of a split.
-
-    In a team the processes look at their share each, as in :func:`evaluate`.
-    """
-    rows = [np.empty((0, n_classes), dtype=np.float32)]
-    for images, _ in loader.batches(0):
-        rows.append(np.asarray(learner.probabilities(images), dtype=np.float32))
-    together: NDArray[np.float32] = (team or Alone()).gather(np.concatenate(rows))
-    return together

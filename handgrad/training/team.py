@@ -44,6 +44,10 @@ class Team(Protocol):
         """Return the text of process 0."""
         ...
 
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        ...
+
 
 class Alone:
     """The team of one process."""
@@ -66,12 +70,5 @@ class Alone:
         """Return ``text``."""
         return text
 
-
-def share(n: int, rank: int, size: int) -> slice:
-    """Return which of ``n`` things process ``rank`` of ``size`` takes.
-
-    The shares follow each other, and differ by one at most: the first ones are the larger.
-    """
-    each, more = divmod(n, size)
-    start = rank * each + min(rank, more)
-    return slice(start, start + each + (rank < more))
+    def wait(self) -> None:
+        """Return."""

@@ -27,13 +27,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from handgrad.backends.mlp_numpy import NumpyMLPSettings
 from handgrad.data import BatchLoader, Split
 from handgrad.data.preprocess import Preprocessing
 from handgrad.data.sources import cifar10
 from handgrad.data.sources.idx import parse_idx
 from handgrad.errors import DataError, UserError
-from handgrad.runs.command_line import NumpyMLPSettings, settings_from_dict
-from handgrad.runs.run import _read_config
+from handgrad.runs.folder import read_config
+from handgrad.runs.settings import settings_from_dict
 from handgrad.training.checkpoint import Checkpoint, load_arrays
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import MetricsFile, Row, read_metrics
@@ -290,15 +291,12 @@ def _loop(folder: Path) -> Loop:
         schedule=lambda step: 0.1,
         total_steps=4,
         eval_every=2,
-        metrics=MetricsFile(folder / "metrics.csv"),
         checkpoint_path=folder / "checkpoint.safetensors",
-        quiet=True,
     )
 
 
 def test_checkpoints(tmp_path: Path) -> None:
     loop = _loop(tmp_path)
-    loop.metrics.create()
     assert loop.run()
     path = loop.checkpoint_path
     seed = path.read_bytes()
@@ -321,7 +319,6 @@ def test_checkpoints(tmp_path: Path) -> None:
 
 def test_every_bit_of_a_checkpoint_is_looked_at(tmp_path: Path) -> None:
     loop = _loop(tmp_path)
-    loop.metrics.create()
     assert loop.run()
     path = loop.checkpoint_path
     arrays, texts = load_arrays(path)
@@ -348,9 +345,7 @@ def test_configs(tmp_path: Path) -> None:
 
     def read(data: bytes) -> NumpyMLPSettings:
         path.write_bytes(data)
-        return settings_from_dict(
-            NumpyMLPSettings, _read_config(tmp_path).get("settings"), "config"
-        )
+        return settings_from_dict(NumpyMLPSettings, read_config(tmp_path).get("settings"), "config")
 
     def whole(result: NumpyMLPSettings) -> bool:
         sizes = result.hidden_dims

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from handgrad.runs import run
+from handgrad.runs import folder
 
 resource = pytest.importorskip("resource")
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, real_data: Path) -> None:
 
 def test_a_library_that_does_not_fit_any_more() -> None:
     named = r"for the pictures: libz.so: failed to map segment"
-    with pytest.raises(MemoryError, match=named), run._memory_for("the pictures"):
+    with pytest.raises(MemoryError, match=named), folder.memory_for("the pictures"):
         raise ImportError("libz.so: failed to map segment from shared object")
-    with pytest.raises(ImportError), run._memory_for("the pictures"):
+    with pytest.raises(ImportError), folder.memory_for("the pictures"):
         raise ImportError("No module named 'matplotlib'")

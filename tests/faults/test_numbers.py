@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from handgrad.backends import convnet_torch as train_convnet
-from handgrad.backends import mlp_numpy as train_mlp_numpy
-from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from handgrad.training.checkpoint import Checkpoint
 from handgrad.training.loop import Loop
 from numpy_mlp import MLP
@@ -190,12 +188,12 @@ def test_pytorch_modules_that_return_more_than_a_tensor(rng: np.random.Generator
         _torch(Recurrent(), False).train_step(x, y, 0.1)
 
 
-@pytest.mark.parametrize("main", [train_mlp_numpy.main, train_mlp_pytorch.main])
+@pytest.mark.parametrize("main", [train_mlp_numpy, train_mlp_pytorch])
 def test_an_evaluation_that_is_not_finite_is_one_line(
     main: Callable[[list[str]], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--max-steps", "3", "--quiet", "--detect-anomaly", "--weight-std", "1e30", "--out"]
-    options = [] if main is train_mlp_numpy.main else ["--precision", "float32"]
+    options = [] if main is train_mlp_numpy else ["--precision", "float32"]
     assert main([*argv, str(tmp_path / "run"), *options]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "at step 0 (learning rate" in err
@@ -230,10 +228,10 @@ def test_pytorch_watching_changes_no_number(rng: np.random.Generator) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
-    "modules": (train_mlp_numpy.main, []),
-    "graph": (train_mlp_numpy.main, ["--engine", "graph"]),
-    "pytorch": (train_mlp_pytorch.main, ["--precision", "float32"]),
-    "convnet": (train_convnet.main, ["--precision", "float32", "--batch-size", "4"]),
+    "modules": (train_mlp_numpy, []),
+    "graph": (train_mlp_numpy, ["--engine", "graph"]),
+    "pytorch": (train_mlp_pytorch, ["--precision", "float32"]),
+    "convnet": (train_convnet, ["--precision", "float32", "--batch-size", "4"]),
 }
 
 
@@ -274,7 +272,7 @@ def test_anomalies_and_compilation_exclude_each_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["--compile", "--detect-anomaly", "--out", str(tmp_path / "run")]
-    assert train_mlp_pytorch.main(argv) == 2
+    assert train_mlp_pytorch(argv) == 2
     assert "leave out --compile" in capsys.readouterr().err
 
 

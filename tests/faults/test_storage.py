@@ -17,9 +17,7 @@ from typing import Any
 
 import pytest
 
-from handgrad.backends import convnet_torch as train_convnet
-from handgrad.backends import mlp_numpy as train_mlp_numpy
-from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from handgrad.runs import run
 from handgrad.training.checkpoint import Checkpoint, load_arrays
 from handgrad.training.loop import Loop
@@ -27,10 +25,10 @@ from handgrad.training.loop import Loop
 ROOT = Path(__file__).parents[2]
 OPTIONS = ["--max-steps", "6", "--eval-every", "3", "--checkpoint-every", "2", "--quiet"]
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
-    "numpy": (train_mlp_numpy.main, []),
-    "graph": (train_mlp_numpy.main, ["--engine", "graph"]),
-    "pytorch": (train_mlp_pytorch.main, ["--precision", "float32"]),
-    "convnet": (train_convnet.main, ["--precision", "float32", "--batch-size", "4"]),
+    "numpy": (train_mlp_numpy, []),
+    "graph": (train_mlp_numpy, ["--engine", "graph"]),
+    "pytorch": (train_mlp_pytorch, ["--precision", "float32"]),
+    "convnet": (train_convnet, ["--precision", "float32", "--batch-size", "4"]),
 }
 
 
@@ -257,15 +255,15 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
 def test_two_runs_that_begin_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    taken, make = tmp_path / "run", run._make_folder
+    taken, make = tmp_path / "run", run.make_folder
 
     def late(settings: Any, name: str) -> Path:
         folder = make(settings, name)
         (folder / "config.json").write_text("another's")  # between our look and our lock
         return folder
 
-    monkeypatch.setattr(run, "_make_folder", late)
-    assert train_mlp_numpy.main(["--max-steps", "2", "--out", str(taken)]) == 2
+    monkeypatch.setattr(run, "make_folder", late)
+    assert train_mlp_numpy(["--max-steps", "2", "--out", str(taken)]) == 2
     assert "is not empty" in capsys.readouterr().err
     assert (taken / "config.json").read_text() == "another's"
 

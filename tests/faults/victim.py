@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from handgrad import files
-from handgrad.runs import run
+from handgrad.runs import result
 from handgrad.training import loop, metrics
 
 POINTS = ("step", "open", "half", "written", "flushed", "renamed", "row")
@@ -73,12 +73,12 @@ def main() -> int:
     checkpoint.write_atomically = write
     metrics.MetricsFile.append = append  # type: ignore[method-assign]
     loop.Loop._step = step  # type: ignore[method-assign]
-    run._draw = lambda *args: None  # pictures take longer than the training
+    result.draw_pictures = lambda *args: None  # pictures take longer than the training
     if kind == "numpy":
-        from handgrad.backends import mlp_numpy as command
+        from handgrad.backends.command import train_mlp_numpy as main
     else:
-        from handgrad.backends import mlp_torch as command  # type: ignore[no-redef]
-    return command.main(sys.argv[5:])
+        from handgrad.backends.command import train_mlp_pytorch as main
+    return main(sys.argv[5:])
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from handgrad.backends.mlp_numpy import NumpyMLPSettings
+from handgrad.backends.mlp_torch import TorchMLPSettings
 from handgrad.errors import UserError
 from handgrad.plot_runs import main
-from handgrad.runs.command_line import NumpyMLPSettings, TorchMLPSettings, TrainSettings
 from handgrad.runs.overlay import find_runs, group_runs, mean_curve, read_run, table
+from handgrad.runs.settings import TrainSettings
 from handgrad.training.metrics import MetricsFile, Row
 
 DIGITS = NumpyMLPSettings(batch_size=32, epochs=30)

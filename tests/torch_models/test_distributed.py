@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from handgrad.data.dataset import Split
-from handgrad.data.loader import BatchLoader
+from handgrad.data.loader import BatchLoader, share
 from handgrad.data.preprocess import fit_preprocessing
-from handgrad.training.team import Alone, share
+from handgrad.training.team import Alone
 
 
 def test_operations_of_three_processes() -> None:

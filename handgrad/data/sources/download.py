@@ -13,7 +13,7 @@ import requests
 from tqdm import tqdm
 
 from handgrad.errors import DataError
-from handgrad.lock import locked
+from handgrad.files import locked
 
 _NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
 _TIMEOUT = 20  # seconds without a byte before the next mirror is tried

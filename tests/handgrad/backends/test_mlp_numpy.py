@@ -16,18 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from conftest import ROOT
 from data_files import write_cifar, write_mnist
 from matplotlib.image import imread
 
-from handgrad.backends.mlp_numpy import build_learner, build_schedule, load_run, main
+from handgrad import load_run
+from handgrad.backends.command import train_mlp_numpy as main
+from handgrad.backends.mlp_numpy import NumpyMLPSettings, build_learner
 from handgrad.data import load_dataset
 from handgrad.errors import UserError
-from handgrad.runs.command_line import NumpyMLPSettings
+from handgrad.runs.backend import build_schedule
 from handgrad.training.checkpoint import Checkpoint, load_arrays
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import COLUMNS, read_metrics
 
-COMMAND = [sys.executable, "-m", "handgrad.backends.mlp_numpy"]
+COMMAND = [sys.executable, str(ROOT / "scripts" / "train_mlp_numpy.py")]
 PICTURES = {
     "loss.png", "accuracy.png", "confusion_matrix.png", "predictions.png", "first_layer.png",
 }  # fmt: skip
@@ -480,11 +483,13 @@ def test_a_run_can_be_used_from_python(tmp_path: Path, options: str) -> None:
     folder = tmp_path / "run"
     argv = [*options.split(), "--max-steps", "60", "--preprocess", "mean-image", "--lr", "0.001"]
     assert main([*argv, "--quiet", "--out", str(folder)]) == 0
-    model, preprocessing, class_names = load_run(folder)
+    run = load_run(folder)
+    model, preprocessing, class_names = run.model, run.preprocessing, run.class_names
     test = load_dataset("digits").test
     predicted = model.forward(preprocessing(test.images).reshape(len(test), -1)).argmax(axis=1)
     summary = json.loads((folder / "summary.json").read_text())
     assert (predicted == test.labels).mean() == summary["test_accuracy"]
+    np.testing.assert_array_equal(run.predict(test.images), predicted)
     assert class_names == tuple("0123456789")
 
 

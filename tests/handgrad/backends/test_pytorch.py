@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from handgrad.backends import convnet_torch as train_convnet
-from handgrad.backends import mlp_numpy as train_mlp_numpy
-from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad import load_run
+from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from handgrad.data import load_dataset
 from handgrad.errors import DataError
 from handgrad.training.checkpoint import Checkpoint, load_arrays
@@ -26,8 +25,8 @@ from handgrad.training.metrics import read_metrics
 MLP = "--batch-norm --dropout 0.2 --momentum 0.9 --lr 0.02 --precision float32 --hidden-dims 16"
 CONVNET = "--model vu-convnet --optimizer adam --precision float32 --batch-size 64"
 COMMANDS: dict[str, tuple[Callable[[Any], int], str]] = {
-    "mlp": (train_mlp_pytorch.main, MLP),
-    "convnet": (train_convnet.main, CONVNET),
+    "mlp": (train_mlp_pytorch, MLP),
+    "convnet": (train_convnet, CONVNET),
 }
 ALL = pytest.mark.parametrize("name", COMMANDS)
 
@@ -107,7 +106,7 @@ def test_the_networks_learn(tmp_path: Path) -> None:
     argv = "--optimizer adam --lr 3e-4 --max-steps 45 --eval-every 45 --target-accuracy 0.3"
     for norm in ("builtin", "manual"):
         out = ["--norm", norm, "--out", str(tmp_path / norm)]
-        assert train_convnet.main([*options, *argv.split(), *out]) == 0, norm
+        assert train_convnet([*options, *argv.split(), *out]) == 0, norm
 
 
 @pytest.mark.parametrize(("precision", "rel"), [("float64", 1e-9), ("float32", 1e-3)])
@@ -117,8 +116,8 @@ def test_the_same_seed_is_the_same_run_as_in_numpy(
     options = "--max-steps 40 --eval-every 1 --hidden-dims 20,15 --batch-norm --momentum 0.9 "
     options += "--weight-decay 0.001 --activation elu --seed 3 --quiet --out"
     numpy, pytorch = tmp_path / "numpy", tmp_path / "pytorch"
-    assert train_mlp_numpy.main([*options.split(), str(numpy), "--dtype", precision]) == 0
-    assert train_mlp_pytorch.main([*options.split(), str(pytorch), "--precision", precision]) == 0
+    assert train_mlp_numpy([*options.split(), str(numpy), "--dtype", precision]) == 0
+    assert train_mlp_pytorch([*options.split(), str(pytorch), "--precision", precision]) == 0
     ours, theirs = (read_metrics(folder / "metrics.csv") for folder in (numpy, pytorch))
     assert [row.loss for row in ours] == pytest.approx([row.loss for row in theirs], rel=rel)
     assert ours[-1].loss < 0.5 * ours[0].loss
@@ -135,21 +134,22 @@ def test_weights_of_the_mlp_load_in_numpy(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("options", ["", "--precision float64", "--norm manual"])
 def test_a_run_can_be_used_from_python(tmp_path: Path, name: str, options: str) -> None:
-    module = {"mlp": train_mlp_pytorch, "convnet": train_convnet}[name]
     folder = tmp_path / "run"
     assert _run(name, folder, options, steps=5) == 0
-    model, preprocessing, class_names = module.load_run(folder)
+    run = load_run(folder)
+    model, preprocessing, class_names = run.model, run.preprocessing, run.class_names
     assert class_names == tuple("0123456789")
     test = load_dataset("digits").test
     with torch.no_grad():
         predicted = model(torch.from_numpy(preprocessing(test.images))).argmax(dim=1).numpy()
     summary = json.loads((folder / "summary.json").read_text())
     assert (predicted == test.labels).mean() == pytest.approx(summary["test_accuracy"])
-    with pytest.raises(DataError, match="does not exist"):
-        module.load_run(tmp_path)
-    other = {"mlp": train_convnet, "convnet": train_mlp_pytorch}[name]
-    with pytest.raises(DataError, match="not a run of this command"):
-        other.load_run(folder)
+    np.testing.assert_array_equal(run.predict(test.images), predicted)
+    with pytest.raises(DataError, match=r"holds no finished run: there is no model\.safetensors"):
+        load_run(tmp_path)
+    other = {"mlp": "convnet", "convnet": "mlp-pytorch"}[name]
+    with pytest.raises(DataError, match=f"is not a run of {other}"):
+        load_run(folder, other)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     for main, _ in COMMANDS.values():
-        if main is train_convnet.main:  # its networks have batch normalisation anyway
+        if main is train_convnet:  # its networks have batch normalisation anyway
             argv = [option for option in argv if option != "--batch-norm"]
         assert main([*argv, "--out", str(tmp_path / "run")]) == 2
         err = capsys.readouterr().err
@@ -179,9 +179,9 @@ def test_bad_input_is_one_line(
 
 
 def test_normalisation_of_what_has_none(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_convnet.main(["--model", "vu-mlp", "--norm", "manual"]) == 2
+    assert train_convnet(["--model", "vu-mlp", "--norm", "manual"]) == 2
     assert "vu-mlp has no normalisation" in capsys.readouterr().err
-    assert train_mlp_pytorch.main(["--norm", "manual"]) == 2
+    assert train_mlp_pytorch(["--norm", "manual"]) == 2
     assert "--batch-norm" in capsys.readouterr().err
 
 
@@ -189,7 +189,7 @@ def test_what_auto_decided_is_said_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    assert train_mlp_pytorch.main(["--max-steps", "3", "--out", str(folder)]) == 0
+    assert train_mlp_pytorch(["--max-steps", "3", "--out", str(folder)]) == 0
     out = capsys.readouterr().out
     config = json.loads((folder / "config.json").read_text())
     settings = config["settings"]
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_architecture_names_the_first_mismatch(
     assert _run("mlp", tmp_path / "run") == 0
     path = tmp_path / "run" / "config.json"
     path.write_text(path.read_text().replace("16\n    ]", "17\n    ]"))
-    assert train_mlp_pytorch.main(["--resume", str(tmp_path / "run")]) == 2
+    assert train_mlp_pytorch(["--resume", str(tmp_path / "run")]) == 2
     assert "layers.0.weight has shape (16, 64)" in capsys.readouterr().err
 
 
@@ -236,7 +236,7 @@ def test_a_torchvision_that_does_not_match(tmp_path: Path, option: str) -> None:
     package.mkdir()
     text = "raise RuntimeError('operator torchvision::nms does not exist')"
     (package / "__init__.py").write_text(text)
-    code = "import sys; from handgrad.backends.mlp_torch import main"
+    code = "import sys; from handgrad.backends.command import train_mlp_pytorch as main"
     code += f"; sys.path.insert(0, {str(tmp_path)!r}); "
     code += f"sys.exit(main([{option!r}, '--quiet', '--out', {str(tmp_path / 'run')!r}]))"
     result = subprocess.run(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handgrad.backends import mlp_torch as train_mlp_pytorch
+from handgrad.backends.command import train_mlp_pytorch
 from handgrad.training.checkpoint import load_arrays
 from handgrad.training.metrics import read_metrics
 
@@ -78,9 +78,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     process = _torchrun(f"{options} --out {tmp_path / 'two'}")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert (
-        train_mlp_pytorch.main([*options.split(), "--quiet", "--out", str(tmp_path / "one")]) == 0
-    )
+    assert train_mlp_pytorch([*options.split(), "--quiet", "--out", str(tmp_path / "one")]) == 0
     one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
     assert len(one) == len(two) == 3 * 50 + 2
     for mine, other in zip(one, two, strict=True):
@@ -143,7 +141,7 @@ def test_a_share_may_be_empty(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     alone = [*options.removesuffix(" --augment flip").split(), "--quiet", "--out"]
-    assert train_mlp_pytorch.main([*alone, str(tmp_path / "one")]) == 0
+    assert train_mlp_pytorch([*alone, str(tmp_path / "one")]) == 0
     one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
     assert [row.loss for row in two] == pytest.approx([row.loss for row in one], rel=1e-5)
 
@@ -158,7 +156,7 @@ def test_restarts_touch_only_what_their_own_launch_began(tmp_path: Path) -> None
     # A finished run of another command is not gone on with, however often that is tried.
     old = tmp_path / "old"
     options = "--precision float32 --max-steps 5 --quiet --out"
-    assert train_mlp_pytorch.main([*options.split(), str(old)]) == 0
+    assert train_mlp_pytorch([*options.split(), str(old)]) == 0
     before = {path.name: path.read_bytes() for path in old.iterdir()}
     process = _torchrun(f"--hidden-dims 7 --max-steps 9 --out {old}", n=1, restarts=1)
     _, err = process.communicate(timeout=120)

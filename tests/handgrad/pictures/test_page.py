@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from handgrad.backends.mlp_numpy import load_run, main
+from handgrad import load_run
+from handgrad.backends.command import train_mlp_numpy as main
+from handgrad.backends.mlp_numpy import NumpyMLPSettings
 from handgrad.data import load_dataset
 from handgrad.data.dataset import Dataset, Split
 from handgrad.pictures.page import Result, most_confident_mistakes, png, render, thinned
-from handgrad.runs.command_line import NumpyMLPSettings
 from handgrad.training.metrics import Row, count_confusions
 
 OPTIONS = "--max-steps 60 --eval-every 20 --hidden-dims 8 --report --threads 1 --quiet"
@@ -86,7 +87,7 @@ def _assert_good(text: str) -> Page:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run & <co>"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("handgrad.runs.run._draw", lambda *args: None)
+        monkeypatch.setattr("handgrad.runs.result.draw_pictures", lambda *args: None)
         assert main([*OPTIONS.split(), "--out", str(folder)]) == 0
     return folder
 
@@ -111,9 +112,10 @@ def test_the_page_of_a_run(run: Path) -> None:
 
 
 def test_the_mistakes_are_the_networks(run: Path) -> None:
-    model, preprocessing, names = load_run(run)
+    trained = load_run(run)
+    names = trained.class_names
     test = load_dataset("digits").test
-    p = model.forward(preprocessing(test.images).reshape(len(test), -1))
+    p = trained.predict_proba(test.images)
     predicted = p.argmax(axis=1)
     wrong = np.flatnonzero(predicted != test.labels)
     i = wrong[p[wrong].max(axis=1).argmax()]
@@ -130,7 +132,7 @@ def test_a_finished_run_gets_its_page_later(tmp_path: Path, run: Path) -> None:
     before = (folder / "report.html").read_text()
     (folder / "report.html").unlink()
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("handgrad.runs.run._draw", lambda *args: None)
+        monkeypatch.setattr("handgrad.runs.result.draw_pictures", lambda *args: None)
         monkeypatch.setattr("numpy_mlp.learner.NumpyLearner.train_step", None)
         assert main(["--resume", str(folder), "--no-report", "--quiet"]) == 0
         assert not (folder / "report.html").exists()

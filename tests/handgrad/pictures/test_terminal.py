@@ -215,9 +215,9 @@ def test_a_child_without_end_is_ended(monkeypatch: pytest.MonkeyPatch, code: str
 
 def _train(folder: Path, options: str = f"--live {RUN}", before: str = "") -> list[str]:
     code = (
-        "import sys, handgrad.runs.run, handgrad.pictures.terminal\n"
-        "from handgrad.backends.mlp_numpy import main\n"
-        "handgrad.runs.run._draw = lambda *args: None\n"  # pictures take longer than the run
+        "import sys, handgrad.runs.run, handgrad.runs.result, handgrad.pictures.terminal\n"
+        "from handgrad.backends.command import train_mlp_numpy as main\n"
+        "handgrad.runs.result.draw_pictures = lambda *args: None\n"  # pictures take longer than the run
         f"{before}\n"
         "sys.exit(main(sys.argv[1:]))"
     )

@@ -19,7 +19,7 @@ from data_files import write_cifar
 from matplotlib.image import imread
 
 from handgrad.errors import UserError
-from handgrad.lock import locked
+from handgrad.files import locked
 from handgrad.reproduction import command as reproduce
 from handgrad.reproduction import runs
 from handgrad.reproduction.page import duration, mean_and_spread
@@ -309,7 +309,7 @@ def test_a_training_does_not_outlive_a_killed_reproduce(tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\nfrom handgrad.reproduction.runs import Commands\n"
         f"log = Path({str(tmp_path / 'log')!r})\n"
-        f"Commands().run('handgrad.backends.mlp_numpy', {arguments!r}, log)"
+        f"Commands().run('train-mlp-numpy', {arguments!r}, log)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as parent:
@@ -435,5 +435,5 @@ def test_commands_do_not_meet_a_package_of_the_same_name(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
     log = tmp_path / "log"
-    assert Commands().run("handgrad.backends.mlp_numpy", ["--help"], log) == 0
+    assert Commands().run("train-mlp-numpy", ["--help"], log) == 0
     assert "train-mlp-numpy" in log.read_text()

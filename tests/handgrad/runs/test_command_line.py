@@ -7,22 +7,20 @@ from typing import Any
 
 import pytest
 
-from handgrad.backends.presets import MLP_PRESETS
+from handgrad.backends.mlp_numpy import PRESETS, NumpyMLPSettings
 from handgrad.errors import UserError
-from handgrad.runs.command_line import (
-    Command,
-    NumpyMLPSettings,
+from handgrad.runs.command_line import Command, parse_command_line
+from handgrad.runs.settings import (
     TrainSettings,
     changed_settings,
     options_for,
     override,
-    parse_command_line,
     settings_from_dict,
 )
 
 
 def _parse(*argv: str) -> Command[NumpyMLPSettings]:
-    return parse_command_line(NumpyMLPSettings, MLP_PRESETS, "Description.", "program", argv)
+    return parse_command_line(NumpyMLPSettings, PRESETS, "Description.", "program", argv)
 
 
 def _settings(*argv: str) -> NumpyMLPSettings:
@@ -49,10 +47,10 @@ def test_options_before_the_preset_override_it_too() -> None:
     assert _settings("--lr", "0.5", "--preset", "uva-2018").lr == 0.5
 
 
-@pytest.mark.parametrize("name", MLP_PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid(name: str) -> None:
     settings = _settings("--preset", name)
-    _assert_has(settings, **MLP_PRESETS[name])
+    _assert_has(settings, **PRESETS[name].values)
 
 
 def test_spelling_of_the_course_of_2018() -> None:
@@ -261,7 +259,7 @@ SETTINGS = [
     "--optimizer adamw --lr 0.1",
     "--epochs 10 --batch-size 128 --augment crop flip",
     "--max-steps 7 --weight-std 1e-7 --momentum 0.5 --nesterov --batch-norm",
-    *(f"--preset {name}" for name in MLP_PRESETS),
+    *(f"--preset {name}" for name in PRESETS),
 ]
 
 
@@ -313,7 +311,7 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for field in dataclasses.fields(NumpyMLPSettings):
         assert f"--{field.name.replace('_', '-')} " in text.replace("\n", " ").replace(",", " ")
-    for name in MLP_PRESETS:
+    for name in PRESETS:
         assert name in "".join(text.split())  # names are broken at their hyphens
 
 

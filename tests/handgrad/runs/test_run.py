@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from data_files import write_cifar
 
-from handgrad.backends.mlp_numpy import main
+from handgrad.backends.command import train_mlp_numpy as main
 from handgrad.data import load_dataset
 from handgrad.data.preprocess import Preprocessing
-from handgrad.runs.run import count_parameters
+from handgrad.runs.result import count_parameters
 from handgrad.training.checkpoint import Arrays, Checkpoint, load_arrays
 from handgrad.training.metrics import read_metrics
 from numpy_mlp import MLP
@@ -38,7 +38,7 @@ ADAMW = """
 def no_pictures() -> Iterator[None]:
     """They take most of the time of so short a run, and have their own tests."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("handgrad.runs.run._draw", lambda *args: None)
+        monkeypatch.setattr("handgrad.runs.result.draw_pictures", lambda *args: None)
         yield
 
 
@@ -251,7 +251,7 @@ def test_default_folder_is_named_after_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("handgrad.runs.run.time.strftime", lambda pattern: "20260102-030405")
+    monkeypatch.setattr("handgrad.runs.folder.time.strftime", lambda pattern: "20260102-030405")
     for _ in range(2):
         assert main(["--max-steps", "1", "--hidden-dims", "--quiet"]) == 0
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
@@ -465,7 +465,7 @@ def test_divergence_before_the_first_checkpoint_leaves_nothing(
 
 
 def test_what_was_measured_stays_when_a_finished_run_is_taken_up(tmp_path: Path) -> None:
-    from handgrad.backends.mlp_numpy import main
+    from handgrad.backends.command import train_mlp_numpy as main
 
     folder = tmp_path / "run"
     assert main(["--max-steps", "30", "--quiet", "--out", str(folder)]) == 0

@@ -18,8 +18,10 @@ from handgrad.data import BatchLoader, Split
 from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import DataError, DivergedError
 from handgrad.training.checkpoint import Checkpoint
-from handgrad.training.loop import Loop, evaluate, probabilities
+from handgrad.training.evaluation import evaluate, probabilities
+from handgrad.training.loop import Loop
 from handgrad.training.metrics import MetricsFile, read_metrics
+from handgrad.training.observers import MetricsRecorder, ProgressBar
 from handgrad.training.team import Alone
 
 IDENTITY = Preprocessing(np.zeros((1, 1, 1)), np.ones((1, 1, 1)), np.float32)
@@ -99,12 +101,11 @@ def _loop(learner: FakeLearner, folder: Path, **options: Any) -> Loop:
         "total_steps": 8,
         "eval_every": 3,
         "checkpoint_path": folder / "checkpoint.safetensors",
-        "quiet": True,
         **options,
     }
-    if "metrics" not in settings:
-        settings["metrics"] = MetricsFile(folder / "metrics.csv")
-    settings["metrics"].create()
+    metrics = settings.pop("metrics", None) or MetricsFile(folder / "metrics.csv")
+    metrics.create()
+    settings["observers"] = [MetricsRecorder(metrics), *settings.get("observers", ())]
     return Loop(learner=learner, **settings)
 
 
@@ -311,14 +312,14 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path: Path, stop_after: int
 def test_a_signal_in_the_last_step_leaves_the_evaluation_to_the_resumed_run(tmp_path: Path) -> None:
     loop = _loop(FakeLearner(on_step=_stop_at(7)), tmp_path)
     assert loop.run() is False
-    assert [row.step for row in loop.metrics.rows] == [0, 3, 3, 6, 6]
+    assert [row.step for row in read_metrics(tmp_path / "metrics.csv")] == [0, 3, 3, 6, 6]
     checkpoint = Checkpoint.load(tmp_path / "checkpoint.safetensors")
     assert checkpoint.progress["step"] == 8
     metrics = MetricsFile.reopen(tmp_path / "metrics.csv", checkpoint.progress["rows"])
     loop = _loop(FakeLearner(), tmp_path, metrics=metrics)
     loop.resume(checkpoint)
     assert loop.run() is True
-    assert [row.step for row in loop.metrics.rows] == [0, 3, 3, 6, 6, 8, 8]
+    assert [row.step for row in read_metrics(tmp_path / "metrics.csv")] == [0, 3, 3, 6, 6, 8, 8]
     assert _loop(FakeLearner(), tmp_path).run() is True
 
 
@@ -336,7 +337,7 @@ def test_a_signal_ends_an_evaluation_after_a_batch(tmp_path: Path) -> None:
     loop = _loop(learner, tmp_path)
     assert loop.run() is False
     assert learner.batches == 2 and loop.progress.step == 3
-    assert [row.step for row in loop.metrics.rows] == [0]
+    assert [row.step for row in read_metrics(tmp_path / "metrics.csv")] == [0]
     checkpoint = Checkpoint.load(tmp_path / "checkpoint.safetensors")
     assert checkpoint.progress["step"] == 3 and checkpoint.progress["evaluated"] == 0
     assert checkpoint.progress["sums"][0][2] == 10, "the images of the three steps still count"
@@ -389,10 +390,9 @@ def test_a_signal_that_another_process_got_first_is_not_counted_twice(tmp_path: 
             self.asked += 1
             return signal.SIGTERM if self.asked > 3 else value
 
-        def agree_on(self, text: str) -> str:  # while it writes its last checkpoint
+        def wait(self) -> None:  # while it writes its last checkpoint
             if self.asked > 3:
                 signal.raise_signal(signal.SIGTERM)
-            return text
 
     previous = signal.getsignal(signal.SIGTERM)
     loop = _loop(FakeLearner(), tmp_path, team=ToldByOthers())
@@ -477,7 +477,7 @@ def test_checkpoint_of_another_run(tmp_path: Path, change: str) -> None:
 def test_quiet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _loop(FakeLearner(), tmp_path).run()
     assert capsys.readouterr() == ("", "")
-    _loop(FakeLearner(), tmp_path, quiet=False).run()
+    _loop(FakeLearner(), tmp_path, observers=[ProgressBar()]).run()
     out, err = capsys.readouterr()
     assert [line.split()[1] for line in out.splitlines()] == ["0/8", "3/8", "6/8", "8/8"]
     assert "validation loss 1.0000 accuracy 0.5000" in out
@@ -488,8 +488,8 @@ def test_progress_bar_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("handgrad.training.loop._REPORT_SECONDS", 0.0)
-    assert _loop(FakeLearner(), tmp_path, quiet=False).run()
+    monkeypatch.setattr("handgrad.training.observers._REPORT_SECONDS", 0.0)
+    assert _loop(FakeLearner(), tmp_path, observers=[ProgressBar()]).run()
     out, err = capsys.readouterr()
     assert "/28.0 " in err, "2 epochs of 10 images and 8 more"
     assert "step 8/8" in out

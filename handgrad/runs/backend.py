@@ -1,0 +1,93 @@
+"""What a run asks of the library that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Generic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.data import BatchLoader, Dataset
+from handgrad.data.augment import Augmentation, compose
+from handgrad.errors import UserError
+from handgrad.runs.settings import SettingsT, TrainSettings
+from handgrad.training.learner import Learner, Loader
+from handgrad.training.team import Alone, Team
+from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
+
+
+def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
+    """Return the learning rate of each step."""
+    lr, warmup_steps = settings.lr, settings.warmup_steps
+    if warmup_steps > total_steps:
+        raise UserError(f"--warmup-steps {warmup_steps} exceeds the {total_steps} steps of the run")
+    if settings.schedule == "cosine":
+        return cosine_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
+    if settings.schedule == "step":
+        step_size = settings.step_size or max(1, total_steps // 3)
+        return step_schedule(
+            lr, step_size=step_size, gamma=settings.gamma, warmup_steps=warmup_steps
+        )
+    return constant_schedule(lr, warmup_steps=warmup_steps)
+
+
+class Backend(Generic[SettingsT]):
+    """A network and the library that computes it; a subclass writes at least what raises here.
+
+    Attributes:
+        name: first part of the default run folder's name.
+        team: the processes that train together.
+    """
+
+    name: str
+    team: Team = Alone()
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Hold what training needs from beginning to end."""
+        yield
+
+    def resolve(self, settings: SettingsT, dataset: Dataset) -> SettingsT:
+        """Replace what the settings leave to be decided on the spot (``auto``).
+
+        What was decided is recorded, and a resumed run goes on with it.
+        """
+        return settings
+
+    def build(self, settings: SettingsT, dataset: Dataset) -> Learner:
+        """Return the learner for the settings and the dataset."""
+        raise NotImplementedError
+
+    def adapt(self, settings: SettingsT, loader: BatchLoader) -> Loader:
+        """Return a loader that yields the same batches, perhaps elsewhere."""
+        return loader
+
+    def augmentation(self, settings: SettingsT) -> Augmentation | None:
+        """Return what changes the training images."""
+        return compose(settings.augment)
+
+    def load(
+        self,
+        settings: SettingsT,
+        image_shape: tuple[int, ...],
+        class_names: tuple[str, ...],
+        weights: Mapping[str, NDArray[Any]],
+    ) -> Any:
+        """Return the trained network, in evaluation mode.
+
+        Args:
+            settings: of the run.
+            image_shape: (C, H, W).
+            class_names: C' of them.
+            weights: by name, as ``model.safetensors`` holds them.
+
+        Raises:
+            ValueError: the weights do not fit.
+        """
+        raise NotImplementedError
+
+    def probabilities(self, model: Any, inputs: NDArray[Any]) -> NDArray[np.floating[Any]]:
+        """Return the probabilities of the classes, (N, C'), for inputs (N, C, H, W)."""
+        raise NotImplementedError

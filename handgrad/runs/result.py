@@ -1,0 +1,169 @@
+"""What a finished run leaves in its folder: summary, weights, pictures, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.data import Dataset
+from handgrad.data.preprocess import Preprocessing
+from handgrad.environment import peak_memory_bytes
+from handgrad.files import write_atomically
+from handgrad.runs.folder import MODEL, REPORT, SUMMARY, read_config, to_json
+from handgrad.runs.settings import TrainSettings
+from handgrad.training.checkpoint import save_arrays
+from handgrad.training.evaluation import Evaluation
+from handgrad.training.loop import Loop
+from handgrad.training.metrics import Row, confusion_matrix_to_metrics, count_confusions
+
+
+@dataclass
+class Result:
+    """A trained network, evaluated on the test images.
+
+    Attributes:
+        folder: of the run.
+        settings: of the run.
+        dataset: with the test images.
+        preprocessing: turns pixels into inputs.
+        loop: at its end, with the best weights there are.
+        rows: of ``metrics.csv``.
+        test: what the network makes of the test images.
+    """
+
+    folder: Path
+    settings: TrainSettings
+    dataset: Dataset
+    preprocessing: Preprocessing
+    loop: Loop
+    rows: list[Row]
+    test: Evaluation
+
+    def __post_init__(self) -> None:
+        labels = self.dataset.test.labels
+        self.confusions = count_confusions(self.test.predicted, labels, self.dataset.n_classes)
+
+    def write(self, measured: Mapping[str, Any]) -> dict[str, Any]:
+        """Write summary, weights and pictures, and return the summary.
+
+        Args:
+            measured: what is known of speed and memory from before, where nothing was trained.
+        """
+        summary = self._summary() | dict(measured)
+        write_atomically(self.folder / SUMMARY, to_json(summary))
+        save_arrays(self.folder / MODEL, self.loop.learner.weights(), self._metadata())
+        draw_pictures(self)
+        return summary
+
+    def _summary(self) -> dict[str, Any]:
+        progress, dataset = self.loop.progress, self.dataset
+        scores = confusion_matrix_to_metrics(self.confusions)
+        images = self.loop.images_until(progress.step)
+        training_seconds = max(1e-9, progress.seconds - progress.eval_seconds)
+        return {
+            "dataset": dataset.name,
+            "test_accuracy": scores["accuracy"],
+            "test_loss": self.test.loss,
+            "best_validation_accuracy": progress.best_accuracy,
+            "weights_of_step": progress.best_step if self.loop.best_weights else progress.step,
+            "steps": progress.step,
+            "seconds": round(progress.seconds, 3),
+            "images_per_second": round(images / training_seconds, 1),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "parameters": count_parameters(self.loop.learner.weights()),
+            "per_class": {
+                name: {
+                    "precision": float(scores["precision"][i]),
+                    "recall": float(scores["recall"][i]),
+                    "f1": float(scores["f1_beta"][i]),
+                    "images": int(self.confusions[i].sum()),
+                }
+                for i, name in enumerate(dataset.class_names)
+            },
+        }
+
+    def _metadata(self) -> dict[str, str]:
+        """Return what a user of ``model.safetensors`` needs beside the weights, as JSON texts."""
+        shared = {field.name for field in dataclasses.fields(TrainSettings)}
+        network = {k: v for k, v in asdict(self.settings).items() if k not in shared}
+        shape, names = self.dataset.image_shape, self.dataset.class_names
+        mean, scale = self.preprocessing.mean.tolist(), self.preprocessing.scale.tolist()
+        return {
+            "format": "handgrad-model-1",
+            "model": json.dumps({**network, "image_shape": shape, "class_names": names}),
+            "preprocessing": json.dumps({"mean": mean, "scale": scale}),
+        }
+
+    def report(
+        self, summary: Mapping[str, Any], probabilities: NDArray[np.float32], invocation: str
+    ) -> None:
+        """Write ``report.html``.
+
+        Args:
+            summary: from :meth:`write`.
+            probabilities: of the classes of each test image, (N, C).
+            invocation: how the program was called.
+        """
+        from handgrad.pictures import page
+
+        result = page.Result(
+            folder=self.folder,
+            settings=self.settings,
+            config=read_config(self.folder),
+            summary=summary,
+            rows=self.rows,
+            dataset=self.dataset,
+            confusions=self.confusions,
+            predicted=self.test.predicted,
+            probabilities=probabilities,
+            first_layer=self.loop.learner.first_layer(),
+            invocation=invocation,
+        )
+        page.write_report(self.folder / REPORT, result)
+
+
+def draw_pictures(result: Result) -> None:
+    """Draw curves, confusion matrix, predictions and first layer of a result."""
+    # Matplotlib takes as long to import as a small network to train.
+    from handgrad.pictures import plots
+
+    settings, dataset, loop, folder = result.settings, result.dataset, result.loop, result.folder
+    accuracy = np.trace(result.confusions) / result.confusions.sum()
+    title = (
+        f"{dataset.name}, {settings.optimizer}, learning rate {settings.lr:g}, batches of "
+        f"{settings.batch_size}: test accuracy {accuracy:.4f}"
+    )
+    best_step = loop.progress.best_step if loop.best_weights else 0
+    for quantity in ("loss", "accuracy"):
+        path = folder / f"{quantity}.png"
+        plots.plot_curve(path, result.rows, quantity, len(loop.train_loader), title, best_step)
+    names = dataset.class_names
+    plots.plot_confusion_matrix(folder / "confusion_matrix.png", result.confusions, names)
+    test = dataset.test
+    path = folder / "predictions.png"
+    plots.plot_predictions(path, test.images, test.labels, result.test.predicted, names)
+    weight = loop.learner.first_layer()
+    plots.plot_first_layer(folder / "first_layer.png", weight, dataset.image_shape)
+
+
+def measured_before(folder: Path, step: int) -> dict[str, Any]:
+    """Return what was measured when the run in ``folder`` came to ``step``, its end."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        names = ("seconds", "images_per_second", "peak_memory_bytes")
+        return {name: summary[name] for name in names} if summary["steps"] == step else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def count_parameters(weights: Mapping[str, NDArray[Any]]) -> int:
+    """Return the number of trained values; running statistics do not count."""
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(int(a.size) for name, a in weights.items() if not name.endswith(statistics))

@@ -1,0 +1,77 @@
+"""A finished run, read from its folder: the network, and what goes with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from handgrad.data.preprocess import Preprocessing
+from handgrad.errors import UserError
+from handgrad.runs.backend import Backend
+from handgrad.runs.settings import TrainSettings
+from handgrad.training.metrics import Row
+
+_BATCH = 500  # images at a time, so that many of them need little memory
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A trained network and what it was trained with.
+
+    Attributes:
+        folder: of the run.
+        model: the network, in evaluation mode: a :class:`numpy_mlp.MLP`, or a PyTorch module.
+        preprocessing: turns uint8 images into the network's inputs.
+        image_shape: (C, H, W) of the images.
+        class_names: what the predicted numbers stand for.
+        settings: of the training.
+        history: the rows of ``metrics.csv``: loss and accuracy at every evaluation.
+        summary: what ``summary.json`` says: test accuracy, time, results of each class.
+    """
+
+    folder: Path
+    model: Any
+    preprocessing: Preprocessing
+    image_shape: tuple[int, ...]
+    class_names: tuple[str, ...]
+    settings: TrainSettings
+    history: list[Row] = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)
+    backend: Backend[Any] = field(repr=False)
+
+    def predict_proba(self, images: ArrayLike) -> NDArray[np.floating[Any]]:
+        """Return the probabilities of the classes, (N, number of classes).
+
+        Args:
+            images: (N, C, H, W) or a single one, (C, H, W); uint8, from 0 to 255.
+
+        Raises:
+            UserError: they are of another shape or type.
+        """
+        batch = np.asarray(images)
+        if batch.shape == self.image_shape:
+            batch = batch[None]
+        if batch.shape[1:] != self.image_shape or batch.dtype != np.uint8:
+            shape = ", ".join(map(str, self.image_shape))
+            raise UserError(
+                f"images of shape {np.shape(images)} and type {batch.dtype}; this network was "
+                f"trained on uint8 images, 0 to 255, of shape (N, {shape})"
+            )
+        parts = [
+            self.backend.probabilities(self.model, self.preprocessing(batch[i : i + _BATCH]))
+            for i in range(0, max(1, len(batch)), _BATCH)
+        ]
+        return np.concatenate(parts)
+
+    def predict(self, images: ArrayLike) -> NDArray[np.int64]:
+        """Return the most probable class of each image, (N,): an index into ``class_names``.
+
+        Args:
+            images: as for :meth:`predict_proba`.
+        """
+        predicted: NDArray[np.int64] = self.predict_proba(images).argmax(axis=1)
+        return predicted

@@ -1,0 +1,70 @@
+"""What a learner makes of a split: loss, accuracy, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handgrad.training.learner import Learner, Loader
+from handgrad.training.team import Alone, Team
+
+
+class Evaluation(NamedTuple):
+    """What :func:`evaluate` found.
+
+    Attributes:
+        loss: mean over the images.
+        accuracy: share of correct predictions.
+        predicted: class of each image, (N,).
+    """
+
+    loss: float
+    accuracy: float
+    predicted: NDArray[Any]
+
+
+def evaluate(
+    learner: Learner,
+    loader: Loader,
+    team: Team | None = None,
+    between: Callable[[], object] = lambda: None,
+) -> Evaluation:
+    """Evaluate a split, the processes of a team each their share of it.
+
+    Args:
+        learner: what to evaluate.
+        loader: all images, or, in a team, this process's part of them; the parts follow each
+            other in the order of the ranks.
+        team: the processes; the same answer is given to all.
+        between: called after each batch; may raise to break off.
+    """
+    team = team or Alone()
+    total: Any = 0.0
+    predicted = [np.empty(0, dtype=np.int64)]
+    for images, labels in loader.batches(0):
+        loss, classes = learner.eval_step(images, labels)
+        total = total + loss * len(labels)
+        predicted.append(np.asarray(classes))
+        between()
+    classes = np.concatenate(predicted)
+    correct = np.count_nonzero(classes == loader.split.labels)
+    sums = team.sum(np.array([float(total), float(correct), float(len(classes))]))
+    loss, accuracy = float(sums[0] / sums[2]), float(sums[1] / sums[2])
+    return Evaluation(loss, accuracy, team.gather(classes))
+
+
+def probabilities(
+    learner: Learner, loader: Loader, n_classes: int, team: Team | None = None
+) -> NDArray[np.float32]:
+    """Return the probabilities of the classes, (N, K), for the images of a split.
+
+    In a team the processes look at their share each, as in :func:`evaluate`.
+    """
+    rows = [np.empty((0, n_classes), dtype=np.float32)]
+    for images, _ in loader.batches(0):
+        rows.append(np.asarray(learner.probabilities(images), dtype=np.float32))
+    together: NDArray[np.float32] = (team or Alone()).gather(np.concatenate(rows))
+    return together
