@@ -14,6 +14,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 
 train: $(VENV)/.installed-base
 	@$(BIN)/python scripts/train_mlp_numpy.py $(ARGS)
+	@echo
+	@echo "Look at the pictures in the run folder: accuracy.png, predictions.png, first_layer.png."
+	@echo "Next: make train ARGS=\"--preset uva-2018\"      # CIFAR-10, which is downloaded (170 MB)"
+	@echo "      source $(BIN)/activate                    # then the commands are on the PATH:"
+	@echo "      handgrad --help"
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(ARGS)

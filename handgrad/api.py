@@ -82,7 +82,16 @@ def _command(
         check_resumable(given.keys() | ({"preset"} if preset is not None else set()))
     options = ["--resume", str(resume)] if resume is not None else options_for(whole)
     text = shlex.join([network.command, *options])
-    return Command(whole, None if resume is None else Path(resume), given, text, network.command)
+    return _Call(whole, None if resume is None else Path(resume), given, text, network.command)
+
+
+class _Call(Command[Any]):
+    """What :func:`train` was told."""
+
+    def go_on(self, folder: Path) -> str:
+        """Return the call that goes on with the run in ``folder``."""
+        network = self.invocation.removeprefix("train-")
+        return f"handgrad.train({network!r}, resume={str(folder.absolute())!r})"
 
 
 def _plain(kind: type, name: str, value: Any) -> Any:
@@ -125,7 +134,7 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
         about, fitted = json.loads(texts["model"]), json.loads(texts["preprocessing"])
         image_shape, class_names = tuple(about.pop("image_shape")), tuple(about.pop("class_names"))
         mean, scale = np.array(fitted["mean"]), np.array(fitted["scale"])
-        row = NETWORKS[network or _network_of(about)]
+        row = NETWORKS[_network_of(about, network)]
         own = {field.name for field in fields(row.settings)}
         settings = settings_from_dict(
             row.settings, {k: v for k, v in about.items() if k in own}, str(path)
@@ -133,11 +142,7 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
         backend = row.backend()
         model = backend.load(settings, image_shape, class_names, weights)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise DataError(
-            f"{path} is not a run of {network or 'any command here'}: {error}"
-        ) from None
+        raise DataError(f"{path} is not a run of handgrad: {error}") from None
     config = folder / CONFIG
     if config.exists():
         saved = {k: v for k, v in read_json(config).get("settings", {}).items() if k in own}
@@ -157,7 +162,10 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
     )
 
 
-def _network_of(about: Mapping[str, Any]) -> str:
-    """Return the network whose own settings a file of weights names."""
+def _network_of(about: Mapping[str, Any], asked: str | None) -> str:
+    """Return the network whose own settings a file of weights names, or the one asked for."""
     known = {"model": "convnet", "engine": "mlp-numpy", "device": "mlp-pytorch"}
-    return next(name for setting, name in known.items() if setting in about)
+    found = next((name for setting, name in known.items() if setting in about), "unknown")
+    if asked in (None, found) or (asked, found) == ("mlp-numpy", "mlp-pytorch"):
+        return asked or found
+    raise ValueError(f"its network is {found}, not {asked}")

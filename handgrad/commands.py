@@ -7,9 +7,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import handgrad
 from handgrad.console import guarded
 from handgrad.errors import UserError
+from handgrad.version import __version__
 
 # Group -> subcommand -> where it is, and what it does.
 _COMMANDS = {
@@ -67,7 +67,7 @@ def _main(argv: Sequence[str]) -> int:
         print(_help())
         return 0 if argv else 2
     if argv[0] == "--version":
-        print(f"handgrad {handgrad.__version__}")
+        print(f"handgrad {__version__}")
         return 0
     homes = {name: home for group in _COMMANDS.values() for name, (home, _) in group.items()}
     name = argv[0].replace("_", "-")

@@ -7,14 +7,33 @@ import difflib
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-import handgrad
 from handgrad.errors import DivergedError, StorageError, UserError
+from handgrad.version import __version__
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps descriptions by their paragraphs; in one with indented lines, a table, each line."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(_wrapped(paragraph, width) for paragraph in text.split("\n\n"))
+
+
+def _wrapped(paragraph: str, width: int) -> str:
+    if "\n  " not in f"\n{paragraph}":
+        return textwrap.fill(paragraph, width)
+    lines = []
+    for line in paragraph.splitlines():
+        first_column = re.match(r"  +\S+ +", line)
+        indent = " " * (first_column.end() if first_column else 0)
+        lines.append(textwrap.fill(line, width, subsequent_indent=indent))
+    return "\n".join(lines)
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,8 +42,8 @@ class Parser(argparse.ArgumentParser):
     other_names: Iterable[str] = ()  # of options, beside those it knows
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.add_argument("--version", action="version", version=f"handgrad {handgrad.__version__}")
+        super().__init__(*args, **{"formatter_class": _Formatter, **options})
+        self.add_argument("--version", action="version", version=f"handgrad {__version__}")
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError."""

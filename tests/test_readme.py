@@ -81,11 +81,26 @@ def test_using_the_weights_as_shown(tmp_path: Path, capsys: pytest.CaptureFixtur
 
     folder = tmp_path / "run"
     assert main(["--max-steps", "50", "--quiet", "--out", str(folder)]) == 0
-    (code,) = blocks(TRAINING, "The weights in Python")
+    code, watched = blocks(TRAINING, "The weights in Python")
     capsys.readouterr()
-    exec(compile(code.replace("runs/NAME", str(folder)), "README.md", "exec"), {})
+    exec(compile(code.replace("runs/NAME", str(folder)), "training.md", "exec"), {})
     shown = float(capsys.readouterr().out)
     assert shown == json.loads((folder / "summary.json").read_text())["test_accuracy"]
+    watched = watched.replace("epochs=2", f"max_steps=4, eval_every=2, out={str(tmp_path / 'w')!r}")
+    exec(compile(watched, "training.md", "exec"), {})
+    assert capsys.readouterr().out.count("('validation', ") == 3
+
+
+def test_the_notebook(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, checking = blocks(README, "In a notebook")
+    assert len([line for line in training.splitlines() if line]) <= 10
+    monkeypatch.chdir(tmp_path)
+    exec(compile(training, "README.md", "exec"), {})
+    assert "test accuracy 0.9" in capsys.readouterr().out
+    exec(compile(checking, "README.md", "exec"), {})
+    assert "1 of 1 right" in capsys.readouterr().out
 
 
 def test_the_graph_example_does_what_it_says(

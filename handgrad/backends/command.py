@@ -10,24 +10,29 @@ from handgrad.runs.command_line import parse_command_line
 from handgrad.runs.run import run
 
 
-def _train(name: str, argv: Sequence[str] | None) -> int:
-    network = NETWORKS[name]
-    command = parse_command_line(
-        network.settings, network.presets, network.about, network.command, argv
-    )
-    return run(command, network.backend())
+def train(name: str, argv: Sequence[str] | None = None) -> int:
+    """Run the training command of a network and return its exit status."""
+
+    def main() -> int:
+        network = NETWORKS[name]
+        command = parse_command_line(
+            network.settings, network.presets, network.about, network.command, argv
+        )
+        return run(command, network.backend())
+
+    return guarded(main)
 
 
 def train_mlp_numpy(argv: Sequence[str] | None = None) -> int:
-    """Train the NumPy multi-layer perceptron and return the exit status."""
-    return guarded(lambda: _train("mlp-numpy", argv))
+    """Run ``train-mlp-numpy``."""
+    return train("mlp-numpy", argv)
 
 
 def train_mlp_pytorch(argv: Sequence[str] | None = None) -> int:
-    """Train the PyTorch multi-layer perceptron and return the exit status."""
-    return guarded(lambda: _train("mlp-pytorch", argv))
+    """Run ``train-mlp-pytorch``."""
+    return train("mlp-pytorch", argv)
 
 
 def train_convnet(argv: Sequence[str] | None = None) -> int:
-    """Train a convolutional network and return the exit status."""
-    return guarded(lambda: _train("convnet", argv))
+    """Run ``train-convnet``."""
+    return train("convnet", argv)

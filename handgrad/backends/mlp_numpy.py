@@ -240,4 +240,4 @@ class NumpyMLPBackend(Backend[NumpyMLPSettings]):
 
     def probabilities(self, model: MLP, inputs: NDArray[Any]) -> NDArray[np.floating[Any]]:
         """Return the probabilities of the classes."""
-        return model.forward(inputs.reshape(len(inputs), -1))
+        return model.forward(inputs.reshape(len(inputs), math.prod(inputs.shape[1:])))

@@ -87,8 +87,9 @@ def _share_of_the_rest(data: Path, threads: int) -> float:
     """Return the share of a command that its loop spends outside the learner."""
     script = (
         "import json, sys, time\n"
-        "from handgrad.backends import command\n"
+        "from handgrad.backends.command import train_mlp_numpy\n"
         "from handgrad.training.loop import Loop\n"
+        "from numpy_mlp.learner import NumpyLearner as kind\n"
         "spent = {'learner': 0.0, 'loop': 0.0}\n"
         "def timed(function, key):\n"
         "    def call(*args, **options):\n"
@@ -98,11 +99,10 @@ def _share_of_the_rest(data: Path, threads: int) -> float:
         "        finally:\n"
         "            spent[key] += time.perf_counter() - start\n"
         "    return call\n"
-        "kind = command.NumpyLearner\n"
         "kind.train_step = timed(kind.train_step, 'learner')\n"
         "kind.eval_step = timed(kind.eval_step, 'learner')\n"
         "Loop.run = timed(Loop.run, 'loop')\n"
-        "status = command.main(sys.argv[1:])\n"
+        "status = train_mlp_numpy(sys.argv[1:])\n"
         "print(json.dumps(spent))\n"
         "sys.exit(status)\n"
     )

@@ -11,7 +11,6 @@ The code is run as it is, in a process of its own.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import difflib
 import importlib.util
@@ -233,7 +232,6 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(
         prog="check-gradients",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("target", metavar="TARGET", nargs="+", help="what to check")
     parser.add_argument("--init", metavar="ARGS", help="constructor arguments: '4, 3, alpha=0.5'")

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from handgrad.commands import main
+from handgrad.backends.command import train
 
 
 def _stop_with_parent() -> None:
@@ -21,4 +21,5 @@ def _stop_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_stop_with_parent, daemon=True).start()
-    sys.exit(main())
+    name, *arguments = sys.argv[1:]
+    sys.exit(train(name.removeprefix("train-"), arguments))

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_type_hints
 
-import handgrad
 from handgrad.data.sources import cifar10
 from handgrad.data.sources.download import default_data_dir, find_file
 from handgrad.errors import DataError, UserError
@@ -286,7 +285,7 @@ class Commands:
 
     def run(self, command: str, arguments: Sequence[str], log: Path) -> int:
         """Run a command, all that it prints going to ``log``, and return its status."""
-        root = str(Path(handgrad.__file__).resolve().parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         log.unlink(missing_ok=True)  # a command that outlived its parent may still write to it

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-import shutil
 import sys
-import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +51,10 @@ class Command(typing.Generic[SettingsT]):
     overrides: dict[str, Any]
     text: str
     invocation: str
+
+    def go_on(self, folder: Path) -> str:
+        """Return what goes on with the run in ``folder``."""
+        return f"{self.invocation} --resume {shlex.quote(str(folder.absolute()))}"
 
 
 class _Parser(Parser):
@@ -119,10 +121,9 @@ def _make_parser(
 ) -> _Parser:
     parser = _Parser(
         prog=prog,
-        description=textwrap.fill(description, _columns()),
+        description=description,
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=_about_presets(presets)
         + "Underscores work as well as hyphens: --batch_size is --batch-size.",
     )
@@ -144,23 +145,16 @@ def _make_parser(
     return parser
 
 
-def _columns() -> int:
-    return max(40, min(shutil.get_terminal_size().columns - 2, 100))
-
-
 def _about_presets(presets: Mapping[str, Preset]) -> str:
-    """Return a line or two about each preset, with its test accuracy."""
+    """Return a line about each preset, with its test accuracy."""
     if not presets:
         return ""
-    width = max(map(len, presets)) + 4
-    lines = ["presets, and the test accuracy they reached:"]
-    for name, preset in presets.items():
-        about = ": ".join(filter(None, (preset.about, preset.reached)))
-        indent = f"  {name}".ljust(width)
-        lines += textwrap.wrap(
-            about, _columns(), initial_indent=indent, subsequent_indent=" " * width
-        )
-    return "\n".join(lines) + "\n\n"
+    width = max(map(len, presets))
+    lines = [
+        f"  {name:<{width}}  {': '.join(filter(None, (preset.about, preset.reached)))}"
+        for name, preset in presets.items()
+    ]
+    return "\n".join(["presets, and the test accuracy they reached:", *lines]) + "\n\n"
 
 
 def _argument(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:

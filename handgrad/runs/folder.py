@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -122,7 +121,7 @@ def memory_for(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def storage(folder: Path, invocation: str) -> Iterator[None]:
+def storage(folder: Path, go_on: str) -> Iterator[None]:
     """Turn what the disk does to a run into one error, that says what is kept."""
     try:
         yield
@@ -137,8 +136,7 @@ def storage(folder: Path, invocation: str) -> Iterator[None]:
         with contextlib.suppress(DataError, OSError, KeyError, MemoryError):
             step = Checkpoint.load(folder / CHECKPOINT).progress["step"]
             kept = (
-                f"the checkpoint of step {step} is whole; once that is mended, go on with: "
-                f"{invocation} --resume {shlex.quote(str(folder.absolute()))}"
+                f"the checkpoint of step {step} is whole; once that is mended, go on with: {go_on}"
             )
         raise StorageError(
             f"cannot write {error.filename}: {error.strerror or error}; {kept}"

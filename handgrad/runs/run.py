@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -131,7 +130,7 @@ class Run(Generic[SettingsT]):
                 if not self.is_new:
                     self._take_up(Checkpoint.load(self.folder / CHECKPOINT))
                 try:
-                    with storage(self.folder, self.command.invocation):
+                    with storage(self.folder, self.command.go_on(self.folder)):
                         # Only now: a run that cannot be resumed as asked keeps what it has.
                         self._begin()
                         return self._train()
@@ -290,7 +289,7 @@ class Run(Generic[SettingsT]):
             assert loop.stop_signal is not None
             raise StoppedError(
                 f"stopped after step {loop.progress.step} of {loop.total_steps}; go on with: "
-                f"{self.command.invocation} --resume {shlex.quote(str(self.folder.absolute()))}",
+                f"{self.command.go_on(self.folder)}",
                 loop.stop_signal,
             )
         return self._finish(begun)

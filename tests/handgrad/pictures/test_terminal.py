@@ -217,7 +217,8 @@ def _train(folder: Path, options: str = f"--live {RUN}", before: str = "") -> li
     code = (
         "import sys, handgrad.runs.run, handgrad.runs.result, handgrad.pictures.terminal\n"
         "from handgrad.backends.command import train_mlp_numpy as main\n"
-        "handgrad.runs.result.draw_pictures = lambda *args: None\n"  # pictures take longer than the run
+        # Pictures take longer than the run.
+        "handgrad.runs.result.draw_pictures = lambda *args: None\n"
         f"{before}\n"
         "sys.exit(main(sys.argv[1:]))"
     )

@@ -1,0 +1,223 @@
+"""The package from Python: it does what the commands do, and raises where they exit."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import handgrad
+from handgrad.backends.command import train_mlp_numpy
+from handgrad.errors import DataError, StoppedError, UserError
+from handgrad.runs.trained import TrainedRun
+from handgrad.training.metrics import Row
+from handgrad.training.observers import Training
+from numpy_mlp import MLP
+
+SHORT: dict[str, Any] = {"max_steps": 6, "eval_every": 3, "threads": 1, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    folder = tmp_path_factory.mktemp("api") / "run"
+    return handgrad.train("mlp-numpy", hidden_dims=(8,), dropout=0.2, out=folder, **SHORT)
+
+
+def test_train_does_what_the_command_does(tmp_path: Path, run: TrainedRun) -> None:
+    argv = "--hidden-dims 8 --dropout 0.2 --max-steps 6 --eval-every 3 --threads 1 --quiet --out"
+    assert train_mlp_numpy([*argv.split(), str(tmp_path / "run")]) == 0
+    for name in ("model.safetensors", "checkpoint.safetensors"):
+        if name == "model.safetensors":
+            assert (tmp_path / "run" / name).read_bytes() == (run.folder / name).read_bytes()
+        assert (run.folder / name).exists()
+    config = json.loads((run.folder / "config.json").read_text())
+    (text,) = config["commands"]
+    assert text.startswith("train-mlp-numpy --max-steps 6 --eval-every 3 --threads 1 --hidden-dims")
+    # What is recorded gives the same run again.
+    again = [*text.split()[1:], "--quiet", "--out", str(tmp_path / "again")]
+    assert train_mlp_numpy(again) == 0
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
+        run.folder / "model.safetensors"
+    ).read_bytes()
+
+
+def test_what_a_run_holds(run: TrainedRun) -> None:
+    test = handgrad.load_dataset("digits").test
+    assert isinstance(run.model, MLP) and not run.model.training
+    assert run.class_names == tuple("0123456789") and run.image_shape == (1, 8, 8)
+    assert run.settings.batch_size == 32 and run.settings.max_steps == 6
+    assert [(row.step, row.split) for row in run.history] == [
+        (0, "validation"), (3, "train"), (3, "validation"), (6, "train"), (6, "validation"),
+    ]  # fmt: skip
+    p = run.predict_proba(test.images)
+    assert p.shape == (len(test), 10)
+    np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
+    predicted = run.predict(test.images)
+    np.testing.assert_array_equal(predicted, p.argmax(axis=1))
+    assert (predicted == test.labels).mean() == pytest.approx(run.summary["test_accuracy"])
+    np.testing.assert_allclose(run.predict_proba(test.images[3]), p[3:4], rtol=1e-5)
+    assert run.predict(test.images[:0]).shape == (0,)
+    assert "history" not in repr(run)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((2, 1, 8, 9), np.uint8),
+        np.zeros((8, 8), np.uint8),
+        np.zeros((2, 1, 8, 8), np.float32),
+    ],
+)
+def test_other_images_are_refused(run: TrainedRun, images: Any) -> None:
+    with pytest.raises(UserError, match=r"trained on uint8 images, 0 to 255, of shape \(N, 1, 8"):
+        run.predict(images)
+
+
+def test_a_run_is_found_by_its_folder(tmp_path: Path, run: TrainedRun) -> None:
+    loaded = handgrad.load_run(str(run.folder))
+    images = handgrad.load_dataset("digits").test.images[:9]
+    np.testing.assert_array_equal(loaded.predict_proba(images), run.predict_proba(images))
+    # The weights alone are enough.
+    (tmp_path / "model.safetensors").write_bytes((run.folder / "model.safetensors").read_bytes())
+    alone = handgrad.load_run(tmp_path)
+    np.testing.assert_array_equal(alone.predict(images), run.predict(images))
+    assert alone.history == [] and alone.summary == {}
+    with pytest.raises(DataError, match=r"nowhere does not exist: there is no model"):
+        handgrad.load_run(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="its network is mlp-numpy, not convnet"):
+        handgrad.load_run(run.folder, "convnet")
+
+
+def test_a_run_of_pytorch_in_both_libraries(tmp_path: Path) -> None:
+    options = {**SHORT, "precision": "float32", "batch_norm": True, "hidden_dims": 8}
+    torch_run = handgrad.train("mlp-pytorch", out=tmp_path / "run", **options)
+    images = handgrad.load_dataset("digits").test.images[:50]
+    in_numpy = handgrad.load_run(torch_run.folder, "mlp-numpy")
+    p, q = torch_run.predict_proba(images), in_numpy.predict_proba(images)
+    assert type(torch_run.model).__module__.startswith("torch_models")
+    assert isinstance(in_numpy.model, MLP)
+    np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-6)
+
+
+class Recorder(handgrad.Observer):
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    def begin(self, training: Training) -> None:
+        self.heard.append(("begin", training.progress.step))
+
+    def step(self, training: Training, n_images: int) -> None:
+        self.heard.append(n_images)
+
+    def evaluated(self, training: Training, rows: Sequence[Row]) -> None:
+        self.heard.append([row.split for row in rows])
+
+    def end(self, training: Training, error: BaseException | None) -> None:
+        self.heard.append(("end", error))
+
+
+def test_observers_hear_everything(tmp_path: Path) -> None:
+    recorder = Recorder()
+    handgrad.train("mlp-numpy", out=tmp_path / "run", observers=[recorder], **SHORT)
+    both = ["train", "validation"]
+    assert recorder.heard == [
+        ("begin", 0), ["validation"], 32, 32, 32, both, 32, 32, 32, both, ("end", None),
+    ]  # fmt: skip
+
+
+def test_an_observer_that_fails_ends_the_run_and_leaves_the_checkpoint(tmp_path: Path) -> None:
+    class Failing(handgrad.Observer):
+        def step(self, training: Training, n_images: int) -> None:
+            if training.progress.step == 5:
+                raise RuntimeError("no more")
+
+    recorder, folder = Recorder(), tmp_path / "run"
+    with pytest.raises(RuntimeError, match="no more"):
+        handgrad.train("mlp-numpy", out=folder, observers=[recorder, Failing()], **SHORT)
+    kind, error = recorder.heard[-1]
+    assert kind == "end" and isinstance(error, RuntimeError)
+    resumed = handgrad.train("mlp-numpy", resume=folder, quiet=True)
+    assert resumed.history[-1].step == 6
+
+
+def test_a_signal_raises_and_the_run_goes_on(tmp_path: Path, run: TrainedRun) -> None:
+    class Interrupting(handgrad.Observer):
+        def step(self, training: Training, n_images: int) -> None:
+            if training.progress.step == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    folder = tmp_path / "run"
+    options = {**SHORT, "hidden_dims": [8], "dropout": 0.2}
+    go_on = r"stopped after step 2 of 6; go on with: handgrad\.train\('mlp-numpy', resume='/"
+    with pytest.raises(StoppedError, match=go_on) as stopped:
+        handgrad.train("mlp-numpy", out=folder, observers=[Interrupting()], **options)
+    assert stopped.value.signal == signal.SIGINT
+    resumed = handgrad.train("mlp-numpy", resume=folder, quiet=True)
+    names = "model.safetensors"
+    assert (resumed.folder / names).read_bytes() == (run.folder / names).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("network", "settings", "told"),
+    [
+        ("mlp-nunpy", {}, "network 'mlp-nunpy' is unknown; did you mean mlp-numpy?"),
+        ("mlp-numpy", {"hiden_dims": 3}, "hiden_dims is no setting; did you mean hidden_dims?"),
+        ("mlp-numpy", {"lr": "0.1"}, "lr is '0.1', expected float"),
+        ("mlp-numpy", {"lr": -1.0}, "lr -1.0 is out of range; expected above 0"),
+        ("mlp-numpy", {"hidden_dims": (0,)}, "hidden_dims 0 is out of range; expected at least 1"),
+        ("mlp-numpy", {"epochs": 1, "max_steps": 1}, "epochs and max_steps exclude each other"),
+        ("mlp-numpy", {"nesterov": True}, "nesterov needs a momentum above 0"),
+        ("mlp-numpy", {"preset": "bset"}, "'bset' is unknown; did you mean best?"),
+        ("mlp-numpy", {"dataset": "mnits"}, "dataset 'mnits' is unknown; did you mean mnist?"),
+        ("mlp-numpy", {"resume": "x", "lr": 0.1}, "lr cannot be changed when a run is resumed"),
+        ("mlp-numpy", {"resume": "nowhere"}, "nowhere: no run there"),
+    ],
+)
+def test_mistakes_are_named_as_they_are_written(
+    network: str, settings: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        handgrad.train(network, **settings)
+    assert told in str(error.value) and "--lr" not in str(error.value)
+
+
+def test_numbers_of_numpy_and_lists_are_taken(tmp_path: Path) -> None:
+    options = {**SHORT, "hidden_dims": np.array([4, 3]), "lr": np.float32(0.5), "augment": "crop"}
+    run = handgrad.train("mlp-numpy", out=tmp_path / "run", seed=np.int64(3), **options)
+    assert (run.settings.seed, run.settings.augment) == (3, ("crop",))
+    assert getattr(run.settings, "hidden_dims") == (4, 3)  # noqa: B009
+
+
+def test_load_dataset_takes_text(tmp_path: Path) -> None:
+    assert handgrad.load_dataset("digits", str(tmp_path)).n_classes == 10
+    with pytest.raises(UserError, match="dataset 'digit' is unknown; expected one of: digits"):
+        handgrad.load_dataset("digit")
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, handgrad; handgrad.train; handgrad.load_run; handgrad.load_dataset\n"
+        "heavy = {'torch', 'matplotlib', 'sklearn', 'PIL'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "assert handgrad.__version__ and 'train' in dir(handgrad)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = handgrad.nonsense  # type: ignore[attr-defined]
+
+
+def test_the_libraries_export_their_classes() -> None:
+    code = (
+        "from torch_models import ConvNet, MLP\n"
+        "from custom_modules import CustomBatchNormManualFunction\n"
+        "from numpy_mlp.modules import *\n"
+        "LinearModule, ReLUModule, ELUModule, SoftMaxModule, CrossEntropyModule"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
