@@ -220,7 +220,7 @@ def test_a_checkpoint_of_another_architecture_names_the_first_mismatch(
 
 @pytest.mark.parametrize("script", ["train_mlp_pytorch", "train_convnet"])
 def test_without_pytorch_the_extra_is_named(script: str) -> None:
-    code = f"import sys; sys.modules['torch'] = None; from handgrad.backends import command"
+    code = "import sys; sys.modules['torch'] = None; from handgrad.backends import command"
     code += f"; sys.exit(command.{script}([]))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
