@@ -118,6 +118,7 @@ class _Reproduction:
         results = {experiment.name: self._finished(experiment) for experiment in self._every}
         name = "results-quick" if self._arguments.quick else "results"
         folder = self._arguments.out / name
+        folder.mkdir(parents=True, exist_ok=True)
         for experiment in self._every if changed is None else changed:
             if experiment.figure and results[experiment.name]:
                 path = folder / f"{experiment.name}.png"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from handgrad.console import printable
 from handgrad.errors import DataError, UserError
-from handgrad.files import read_json, write_atomically
+from handgrad.files import read_json
 from handgrad.pictures.curves import QUANTITIES, SPLITS, Values, curve
+from handgrad.pictures.figures import PALETTE, save
 from handgrad.pictures.plots import set_scale
 from handgrad.runs.command_line import (
     DATASET_DEFAULTS,
@@ -30,9 +29,7 @@ from handgrad.runs.command_line import (
 )
 from handgrad.training.metrics import Row, read_metrics
 
-# Okabe and Ito's palette without its yellow, which cannot be seen on white.
-# Seven colours and four styles make 28 looks, as 7 and 4 have no common factor.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# With the palette's seven colours they make 28 looks, as 7 and 4 have no common factor.
 _STYLES = ("-", "--", "-.", ":")
 _LEGEND = 130  # characters in a line
 _NAMED = 3  # settings that a label names even at their defaults
@@ -237,7 +234,7 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
     for i, group in enumerate(groups):
         # Neighbours differ in colour and in style, so that one shows through another on top of it.
         look: dict[str, Any] = {
-            "color": _COLOURS[i % len(_COLOURS)],
+            "color": PALETTE[i % len(PALETTE)],
             "linestyle": _STYLES[i % len(_STYLES)],
         }
         for axes, quantity in zip(panels, QUANTITIES, strict=True):
@@ -270,13 +267,10 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
     # As they are: Matplotlib leaves out labels that begin with _, and reads formulas between $.
     for text, i in zip(legend.get_texts(), handles, strict=True):
         text.set(text=names[i], parse_math=False)
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes; the table has it.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
-        figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
-    write_atomically(path, content.getvalue())
+        save(path, figure, dpi=130)
 
 
 def table(groups: Sequence[Group]) -> list[str]:
