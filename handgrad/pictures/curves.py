@@ -46,6 +46,12 @@ def curve(
     return x[shown], y[shown]
 
 
+def curves_of(rows: Sequence[Row], quantity: str) -> dict[str, tuple[Values, Values]]:
+    """Return the curve of each split that has points, over steps."""
+    curves = {split: curve(rows, split, quantity) for split in SPLITS}
+    return {split: (x, y) for split, (x, y) in curves.items() if len(y)}
+
+
 def wants_logarithm(losses: Values) -> bool:
     """Say whether losses span so much that their scale should be logarithmic."""
     return len(losses) > 0 and losses.min() > 0 and bool(losses.max() > 4 * losses.min())

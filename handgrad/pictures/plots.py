@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from handgrad.data.dataset import Images
-from handgrad.pictures.curves import ACCURACY_TICKS, curve, least_error, wants_logarithm
+from handgrad.pictures.curves import ACCURACY_TICKS, curves_of, least_error, wants_logarithm
 from handgrad.pictures.figures import SPLIT_COLOURS, save
 from handgrad.training.metrics import Row
 
@@ -33,15 +33,11 @@ def plot_curve(
     """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for split, colour in SPLIT_COLOURS.items():
-        steps, values = curve(rows, split, quantity)
-        if not len(values):
-            continue
+    for split, (steps, values) in curves_of(rows, quantity).items():
         mark = "o" if len(values) <= 40 else None
         label = "train (mean of each interval)" if split == "train" else split
-        axes.plot(
-            steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label
-        )
+        look = {"color": SPLIT_COLOURS[split], "marker": mark, "markersize": 3, "linewidth": 1.5}
+        axes.plot(steps, values, **look, label=label)
     set_scale(axes, quantity, np.array([getattr(row, quantity) for row in rows]))
     if best_step:
         axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")

@@ -20,7 +20,7 @@ from handgrad.pictures.curves import (
     SPLITS,
     Scale,
     Values,
-    curve,
+    curves_of,
     linear_scale,
     scale_of,
 )
@@ -80,8 +80,7 @@ def draw(rows: Sequence[Row], columns: int, lines: int, style: Style) -> list[st
 
 def _panel(rows: Sequence[Row], quantity: str, width: int, height: int, style: Style) -> list[str]:
     """Return ``height`` lines of ``width`` columns: a title, the curves and, if it fits, steps."""
-    curves = {split: curve(rows, split, quantity) for split in SPLITS}
-    curves = {split: (x, y) for split, (x, y) in curves.items() if len(y)}
+    curves = curves_of(rows, quantity)
     if not curves:
         return [" " * width] * height
     scale = scale_of(quantity, np.concatenate([y for _, y in curves.values()]))

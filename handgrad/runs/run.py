@@ -446,11 +446,15 @@ def _report(
     test: Evaluation,
     certainties: NDArray[np.float32],
 ) -> None:
-    from handgrad.pictures import page as report
+    from handgrad.pictures import page
+    from handgrad.runs.command_line import LOOKING, changed_settings, options_for, text_of
 
-    result = report.Result(
+    changed = {n: v for n, v in changed_settings(settings).items() if n not in LOOKING}
+    result = page.Result(
         folder=folder,
-        settings=settings,
+        settings={name: text_of(value) for name, value in asdict(settings).items()},
+        defaults={name: text_of(default) for name, (_, default) in changed.items()},
+        options=options_for(settings),
         config=_read_config(folder),
         summary=summary,
         rows=loop.metrics.rows,
@@ -461,7 +465,7 @@ def _report(
         first_layer=loop.learner.first_layer(),
         invocation=command.invocation,
     )
-    report.write_report(folder / _REPORT, result)
+    page.write_report(folder / _REPORT, result)
 
 
 def count_parameters(weights: Mapping[str, NDArray[Any]]) -> int:

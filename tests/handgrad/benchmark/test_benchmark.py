@@ -115,6 +115,7 @@ def test_a_worker_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_openblas_is_held_or_not_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     both = [workers.Worker("matmul", {"n": 8}, 1, own_choice=own) for own in (True, False)]
     with workers.closing(both):
