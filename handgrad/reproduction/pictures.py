@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from handgrad.pictures.curves import curve
+from handgrad.pictures.curves import QUANTITIES, curve, mean_curve
 from handgrad.pictures.figures import BLUE, SPLIT_COLOURS, VERMILLION, save
 from handgrad.reproduction.rows import Experiment
 from handgrad.reproduction.runs import Result
-from handgrad.runs.overlay import mean_curve
 
 
 def draw_curves(
@@ -24,7 +23,7 @@ def draw_curves(
     Training values are means over an interval and stand at its middle.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
         for split, colour in SPLIT_COLOURS.items():
             curves = [curve(result.rows, split, quantity) for result in results.values()]
             curves = [points for points in curves if len(points[0])]

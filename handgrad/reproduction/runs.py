@@ -25,6 +25,7 @@ from handgrad.files import read_json, write_atomically
 from handgrad.lock import locked
 from handgrad.reproduction.rows import Experiment
 from handgrad.runs.command_line import LOOKING, TrainSettings, settings_from_dict
+from handgrad.runs.record import read_run
 from handgrad.runs.run import remove_stillborn, stillborn_files
 from handgrad.training.metrics import Row
 
@@ -182,8 +183,6 @@ class Run:
             UserError: the folder holds something else than this run.
             DataError: the run is damaged.
         """
-        from handgrad.runs.overlay import read_run  # Matplotlib takes a second to import
-
         self.check()
         cost = self.cost()
         if not (self.folder / "summary.json").exists() or (cost and not cost.finished):
