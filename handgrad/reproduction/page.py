@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -24,7 +24,7 @@ _TEMPLATES = jinja2.Environment(
 def write_page(
     sections: Sequence[Section],
     results: Results,
-    seeds: Callable[[Experiment], Sequence[int]],
+    seeds: Mapping[str, Sequence[int]],
     pictures: str,
     quick: bool,
 ) -> str:
@@ -33,7 +33,7 @@ def write_page(
     Args:
         sections: what to show, whether it was run or not.
         results: of the finished runs.
-        seeds: of an experiment, those that were asked for or are there.
+        seeds: of each experiment, those that were asked for or are there.
         pictures: folder of the pictures, relative to the page.
         quick: the trainings were shortened.
     """
@@ -41,7 +41,7 @@ def write_page(
     dates = sorted({result.cost.date for result in finished if result.cost})
     official = {result.cost.official_data for result in finished if result.cost} - {None}
     rows = [
-        [_row(e, results.get(e.name, {}), seeds(e)) for e in section.experiments]
+        [_row(e, results.get(e.name, {}), seeds[e.name]) for e in section.experiments]
         for section in sections
     ]
     return _TEMPLATES.get_template("results.md.j2").render(
