@@ -16,13 +16,35 @@ from typing import Any, cast
 import numpy as np
 
 from handgrad.benchmark.report import Report, Timing, interleave, turns
+from handgrad.benchmark.workers import ROOT, environment
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import fit_preprocessing
 from handgrad.errors import UserError
 
-_SCRIPTS = Path(__file__).parents[2] / "scripts"
 _PRESET = ("--preset", "uva-2018")
 _BATCH_SIZES = (32, 200, 512)
+# ``train-mlp-numpy`` that prints, at last, the seconds of its loop, and of the learner within it.
+_TIMED = """\
+import json, sys, time
+from handgrad.backends import mlp_numpy as command
+from handgrad.training.loop import Loop
+spent = {'learner': 0.0, 'loop': 0.0}
+def timed(function, key):
+    def call(*args, **options):
+        start = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            spent[key] += time.perf_counter() - start
+    return call
+kind = command.NumpyLearner
+kind.train_step = timed(kind.train_step, 'learner')
+kind.eval_step = timed(kind.eval_step, 'learner')
+Loop.run = timed(Loop.run, 'loop')
+status = command.main(sys.argv[1:])
+print(json.dumps(spent))
+sys.exit(status)
+"""
 
 
 def run(arguments: argparse.Namespace) -> Report:
@@ -85,37 +107,16 @@ def loader(arguments: argparse.Namespace) -> Report:
 
 def _share_of_the_rest(data: Path, threads: int) -> float:
     """Return the share of a command that its loop spends outside the learner."""
-    script = (
-        "import json, sys, time\n"
-        "from scripts import train_mlp_numpy as command\n"
-        "from handgrad.training.loop import Loop\n"
-        "spent = {'learner': 0.0, 'loop': 0.0}\n"
-        "def timed(function, key):\n"
-        "    def call(*args, **options):\n"
-        "        start = time.perf_counter()\n"
-        "        try:\n"
-        "            return function(*args, **options)\n"
-        "        finally:\n"
-        "            spent[key] += time.perf_counter() - start\n"
-        "    return call\n"
-        "kind = command.NumpyLearner\n"
-        "kind.train_step = timed(kind.train_step, 'learner')\n"
-        "kind.eval_step = timed(kind.eval_step, 'learner')\n"
-        "Loop.run = timed(Loop.run, 'loop')\n"
-        "status = command.main(sys.argv[1:])\n"
-        "print(json.dumps(spent))\n"
-        "sys.exit(status)\n"
-    )
     with tempfile.TemporaryDirectory() as folder:
         options = [*_PRESET, "--data-dir", str(data), "--quiet"]
         options += ["--threads", str(threads), "--out", f"{folder}/run"]
         start = time.perf_counter()
         result = subprocess.run(
-            [sys.executable, "-c", script, *options],
+            [sys.executable, "-c", _TIMED, *options],
             check=True,
             capture_output=True,
             text=True,
-            env=_environment(),
+            env=environment(),
         )
         whole = time.perf_counter() - start
     spent = cast("Mapping[str, float]", json.loads(result.stdout.splitlines()[-1]))
@@ -127,17 +128,12 @@ def _command_seconds(command: list[str], threads: int) -> float:
         options = ["--quiet", "--threads", str(threads), "--out", f"{folder}/run"]
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, str(_SCRIPTS / command[0]), *command[1:], *options],
+            [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:], *options],
             check=True,
             stdout=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment(),
         )
         return time.perf_counter() - start
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(_SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
 
 
 def _data_dir(arguments: argparse.Namespace) -> Path:
