@@ -94,25 +94,24 @@ _TEMPLATES = jinja2.Environment(
 
 def render(result: Result) -> str:
     """Return the page about ``result``, HTML in one file, 600 kB at most for 32×32 images."""
-    wrong = most_confident_mistakes(
-        result.probabilities, result.predicted, result.dataset.test.labels
-    )
+    config, counts, test = result.config, result.confusions, result.dataset.test
+    blas = [" ".join(str(part) for part in pool.values()) for pool in config.get("blas") or []]
     return _TEMPLATES.get_template("page.html.j2").render(
-        title=f"{result.dataset.name}: test accuracy {result.summary['test_accuracy']:.4f}",
-        folder=result.folder,
+        result=result,
         facts=_facts(result),
         curves=_curves(result) if result.rows else None,
-        weights_of_step=result.summary["weights_of_step"],
-        names=result.dataset.class_names,
-        confusions=_confusions(result),
+        shares=counts / np.maximum(1, counts.sum(axis=1, keepdims=True)),
+        dark_cell=_DARK_CELL,
+        light_cell=_LIGHT_CELL,
         classes=_classes(result),
-        n_mistakes=len(wrong),
-        mistakes=[_mistake(result, i) for i in wrong[:_MISTAKES].tolist()],
+        mistakes=most_confident_mistakes(result.probabilities, result.predicted, test.labels),
+        most_mistakes=_MISTAKES,
+        picture=_picture,
         first_layer=_first_layer(result),
         changed=[(name, result.settings[name], usual) for name, usual in result.defaults.items()],
         unchanged=[item for item in result.settings.items() if item[0] not in result.defaults],
         **_commands(result),
-        machine=_machine(result),
+        blas="; ".join(blas) or "–",
         written=time.strftime("%Y-%m-%d %H:%M"),
     )
 
@@ -150,11 +149,11 @@ def png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> 
 
 
 def _picture(
-    pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
+    image: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None
 ) -> tuple[str, int, int]:
-    """Return a picture's PNG in base 64, its width and its height."""
-    height, width = pixels.shape[:2]
-    return base64.b64encode(png(pixels, palette)).decode(), width, height
+    """Return the PNG of an image (C, H, W), in base 64, its width and its height."""
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0).squeeze())
+    return base64.b64encode(png(pixels, palette)).decode(), *image.shape[:0:-1]
 
 
 def _facts(result: Result) -> list[tuple[str, str, str]]:
@@ -267,22 +266,6 @@ def thinned(values: NDArray[Any], most: int) -> NDArray[np.int64]:
     return np.array(sorted(kept))
 
 
-def _confusions(result: Result) -> list[tuple[str, list[tuple[int, str, float, str]]]]:
-    """Return the cells of each true class: count, share of the row, shade, and its class in CSS."""
-    shares = result.confusions / np.maximum(1, result.confusions.sum(axis=1, keepdims=True))
-    found = []
-    for name, counts, row in zip(
-        result.dataset.class_names, result.confusions.tolist(), shares, strict=True
-    ):
-        cells = []
-        for count, share, shade in zip(counts, row, np.sqrt(row), strict=True):
-            # The root brings out the few mistakes of a good network.
-            kind = "dark light" if shade >= _DARK_CELL else "light" if shade >= _LIGHT_CELL else ""
-            cells.append((count, f"{share:.1%}", shade, kind if count else "none"))
-        found.append((name, cells))
-    return found
-
-
 def _classes(result: Result) -> list[tuple[str, ...]]:
     names = result.dataset.class_names
     wrong = result.confusions - np.diag(np.diag(result.confusions))
@@ -295,23 +278,14 @@ def _classes(result: Result) -> list[tuple[str, ...]]:
     return rows
 
 
-def _mistake(result: Result, i: int) -> tuple[Any, ...]:
-    test, names = result.dataset.test, result.dataset.class_names
-    predicted, true = int(result.predicted[i]), int(test.labels[i])
-    sure, of_true = result.probabilities[i, [predicted, true]].tolist()
-    pixels = np.ascontiguousarray(test.images[i].transpose(1, 2, 0).squeeze())
-    return i, names[predicted], sure, names[true], of_true, _picture(pixels)
-
-
 def _first_layer(result: Result) -> dict[str, Any]:
     n = len(result.first_layer)
     sheet, n_shown = first_layer_sheet(result.first_layer, result.dataset.image_shape, _UNITS)
     if sheet.shape[0] == 3:
-        pixels = np.ascontiguousarray((sheet * 255).round().astype(np.uint8).transpose(1, 2, 0))
-        picture = _picture(pixels)
+        picture = _picture((sheet * 255).round().astype(np.uint8))
         zero = "red, green and blue are the weights of those channels; grey is zero"
     else:
-        places = np.where(np.isnan(sheet[0]), 255, np.nan_to_num(sheet[0]) * 254)
+        places = np.where(np.isnan(sheet), 255, np.nan_to_num(sheet) * 254)
         picture = _picture(places.round().astype(np.uint8), _diverging(255))
         zero = "blue is negative, white zero, red positive"
     which = f"The {n_shown} units of largest norm of {n}" if n_shown < n else f"All {n} units"
@@ -334,21 +308,5 @@ def _commands(result: Result) -> dict[str, Any]:
         "typed": typed,
         "again": shlex.join([*(program or [""]), *result.options]),
         "was_extended": extended and result.settings["schedule"] != "constant",
-        "invocation": result.invocation,
         "quoted_folder": shlex.quote(str(result.folder.absolute())),
-        "processes": result.config.get("processes", 1),
     }
-
-
-def _machine(result: Result) -> list[tuple[str, str]]:
-    config = result.config
-    blas = [" ".join(str(part) for part in pool.values()) for pool in config.get("blas") or []]
-    return [
-        ("processor", str(config.get("processor"))),
-        ("cores", str(config.get("cores"))),
-        ("system", str(config.get("platform"))),
-        ("BLAS: name, version, kernels, threads", "; ".join(blas) or "–"),
-        ("processes", str(config.get("processes", 1))),
-        ("data", f"{result.dataset.name} {config.get('data', '')}"),
-        *((name, str(version)) for name, version in (config.get("versions") or {}).items()),
-    ]

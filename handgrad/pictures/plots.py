@@ -36,8 +36,8 @@ def plot_curve(
     for split, (steps, values) in curves_of(rows, quantity).items():
         mark = "o" if len(values) <= 40 else None
         label = "train (mean of each interval)" if split == "train" else split
-        look = {"color": SPLIT_COLOURS[split], "marker": mark, "markersize": 3, "linewidth": 1.5}
-        axes.plot(steps, values, **look, label=label)
+        colour = SPLIT_COLOURS[split]
+        axes.plot(steps, values, colour, marker=mark, markersize=3, linewidth=1.5, label=label)
     set_scale(axes, quantity, np.array([getattr(row, quantity) for row in rows]))
     if best_step:
         axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")
