@@ -27,14 +27,12 @@ from handgrad.reproduction.runs import Commands, Run
 from handgrad.training.checkpoint import Checkpoint
 
 REAL = [experiment for section in SECTIONS for experiment in section.experiments]
-SHORT = Experiment(
-    "short", "train-mlp-numpy --epochs 2", "0.9 or so", 0.9, 1, "--epochs 1", (0, 1), figure=True
-)
+SHORT = Experiment("short", "train-mlp-numpy --epochs 2", "0.9 or so", 1, "--epochs 1", (0, 1))
 LONG = Experiment(
     "long", "train-mlp-numpy --max-steps 1000000000 --eval-every 50 --hidden-dims 16",
-    "0.5", 0.5, 2, "--max-steps 5", measure="validation",
+    "0.5 (validation)", 2, "--max-steps 5", figure=False,
 )  # fmt: skip
-TORCH = Experiment("torch", "train-mlp-pytorch --max-steps 5", "a figure", None, 3, "")
+TORCH = Experiment("torch", "train-mlp-pytorch --max-steps 5", "a figure", 3, "", figure=False)
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, *experiments: Experiment) -> None:
@@ -176,7 +174,7 @@ def test_a_run_of_other_settings_is_left_alone(
 def test_a_failure_does_not_keep_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Experiment("broken", "train-mlp-numpy --lr 1e30", "-", None, 0.5, "")
+    broken = Experiment("broken", "train-mlp-numpy --lr 1e30", "-", 0.5, "", figure=False)
     monkeypatch.setattr(reproduce.importlib.util, "find_spec", lambda name: None)
     _use(monkeypatch, broken, replace(SHORT, seeds=(0,)), TORCH)
     assert command.main(["--runs", str(tmp_path)]) == 1
