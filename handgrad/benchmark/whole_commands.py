@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from handgrad.benchmark.report import Report, Timing, interleave, turns
+from handgrad.benchmark.report import Report, interleave
 from handgrad.benchmark.workers import ROOT, environment
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import fit_preprocessing
@@ -51,27 +52,20 @@ def run(arguments: argparse.Namespace) -> Report:
     """Time whole commands, from start to exit: the preset uva-2018, and the digits."""
     data = _data_dir(arguments)
     numpy, pytorch = "train-mlp-numpy", "train-mlp-pytorch"
-    preset = [*_PRESET, "--data-dir", str(data)]
-    commands: dict[str, dict[str, list[str]]] = {
-        "uva-2018, CIFAR-10, 1,500 steps": {
-            pytorch: ["train_mlp_pytorch.py", *preset, "--precision", "float32"],
-            numpy: ["train_mlp_numpy.py", *preset],
-        },
-        "digits, no options": {
-            pytorch: ["train_mlp_pytorch.py", "--precision", "float32"],
-            numpy: ["train_mlp_numpy.py"],
-        },
+    scripts = {
+        pytorch: [str(ROOT / "scripts/train_mlp_pytorch.py"), "--precision", "float32"],
+        numpy: [str(ROOT / "scripts/train_mlp_numpy.py")],
     }
     report = Report("run", {}, (pytorch,))
-    for workload, contenders in commands.items():
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        # The first round brings the files into memory.
-        for number, names in enumerate(turns(list(contenders), 1 + min(arguments.repeats, 5))):
-            for name in names:
-                took = _command_seconds(contenders[name], arguments.threads)
-                if number:
-                    seconds[name].append(took)
-        report.seconds[workload] = {name: Timing.of(took) for name, took in seconds.items()}
+    for workload, options in (
+        ("uva-2018, CIFAR-10, 1,500 steps", [*_PRESET, "--data-dir", str(data)]),
+        ("digits, no options", []),
+    ):
+        calls = {
+            name: partial(_run_command, [*script, *options], arguments.threads)
+            for name, script in scripts.items()
+        }
+        report.seconds[workload] = interleave(calls, min(arguments.repeats, 5))
     return report
 
 
@@ -107,33 +101,24 @@ def loader(arguments: argparse.Namespace) -> Report:
 
 def _share_of_the_rest(data: Path, threads: int) -> float:
     """Return the share of a command that its loop spends outside the learner."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = [*_PRESET, "--data-dir", str(data), "--quiet"]
-        options += ["--threads", str(threads), "--out", f"{folder}/run"]
-        start = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-c", _TIMED, *options],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=environment(),
-        )
-        whole = time.perf_counter() - start
-    spent = cast("Mapping[str, float]", json.loads(result.stdout.splitlines()[-1]))
+    start = time.perf_counter()
+    said = _run_command(["-c", _TIMED, *_PRESET, "--data-dir", str(data)], threads)
+    whole = time.perf_counter() - start
+    spent = cast("Mapping[str, float]", json.loads(said.splitlines()[-1]))
     return (spent["loop"] - spent["learner"]) / whole
 
 
-def _command_seconds(command: list[str], threads: int) -> float:
+def _run_command(command: list[str], threads: int) -> str:
+    """Run Python with a training command, in a folder of its own; return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--quiet", "--threads", str(threads), "--out", f"{folder}/run"]
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / command[0]), *command[1:], *options],
+        return subprocess.run(
+            [sys.executable, *command, *options],
             check=True,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
             env=environment(),
-        )
-        return time.perf_counter() - start
+        ).stdout
 
 
 def _data_dir(arguments: argparse.Namespace) -> Path:

@@ -98,7 +98,7 @@ def render(result: Result) -> str:
     blas = [" ".join(str(part) for part in pool.values()) for pool in config.get("blas") or []]
     return _TEMPLATES.get_template("page.html.j2").render(
         result=result,
-        facts=_facts(result),
+        duration=_duration(result.summary["seconds"]),
         curves=_curves(result) if result.rows else None,
         shares=counts / np.maximum(1, counts.sum(axis=1, keepdims=True)),
         dark_cell=_DARK_CELL,
@@ -154,25 +154,6 @@ def _picture(
     """Return the PNG of an image (C, H, W), in base 64, its width and its height."""
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0).squeeze())
     return base64.b64encode(png(pixels, palette)).decode(), *image.shape[:0:-1]
-
-
-def _facts(result: Result) -> list[tuple[str, str, str]]:
-    summary, labels = result.summary, result.dataset.test.labels
-    right = int((result.predicted == labels).sum())
-    best = summary["best_validation_accuracy"]
-    kept = "no validation split" if best is None else f"at step {summary['weights_of_step']:,}"
-    memory = summary["peak_memory_bytes"]
-    batch_size = int(result.settings["batch_size"])
-    return [
-        ("test accuracy", f"{summary['test_accuracy']:.4f}", f"{right:,} of {len(labels):,} right"),
-        ("test loss", f"{summary['test_loss']:.4f}", "cross-entropy, nats"),
-        ("best validation accuracy", "–" if best is None else f"{best:.4f}", kept),
-        ("time", _duration(summary["seconds"]), "training loop, evaluation included"),
-        ("speed", f"{summary['images_per_second']:,.0f}", "training images a second"),
-        ("steps", f"{summary['steps']:,}", f"of {batch_size:,} images"),
-        ("parameters", f"{summary['parameters']:,}", ""),
-        ("memory", f"{memory / 2**20:,.0f} MiB" if memory else "–", "at its peak"),
-    ]
 
 
 def _duration(seconds: float) -> str:
@@ -278,18 +259,13 @@ def _classes(result: Result) -> list[tuple[str, ...]]:
     return rows
 
 
-def _first_layer(result: Result) -> dict[str, Any]:
-    n = len(result.first_layer)
+def _first_layer(result: Result) -> tuple[tuple[str, int, int], int]:
+    """Return a picture of the units of largest norm, and how many those are."""
     sheet, n_shown = first_layer_sheet(result.first_layer, result.dataset.image_shape, _UNITS)
     if sheet.shape[0] == 3:
-        picture = _picture((sheet * 255).round().astype(np.uint8))
-        zero = "red, green and blue are the weights of those channels; grey is zero"
-    else:
-        places = np.where(np.isnan(sheet), 255, np.nan_to_num(sheet) * 254)
-        picture = _picture(places.round().astype(np.uint8), _diverging(255))
-        zero = "blue is negative, white zero, red positive"
-    which = f"The {n_shown} units of largest norm of {n}" if n_shown < n else f"All {n} units"
-    return {"text": f"{which}, each on its own scale: {zero}.", "picture": picture}
+        return _picture((sheet * 255).round().astype(np.uint8)), n_shown
+    places = np.where(np.isnan(sheet), 255, np.nan_to_num(sheet) * 254)
+    return _picture(places.round().astype(np.uint8), _diverging(255)), n_shown
 
 
 def _diverging(n: int) -> NDArray[np.uint8]:
