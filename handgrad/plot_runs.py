@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from handgrad.backends.registry import NETWORKS
 from handgrad.console import Parser, guarded, printable
 from handgrad.errors import DataError, UserError
 from handgrad.pictures.curves import SPLITS
+from handgrad.runs.record import find_runs, read_run
 
 _OVER = {"steps": "step", "epochs": "epoch", "seconds": "seconds"}
 _FORMATS = (".png", ".svg", ".pdf")
+_DEFAULTS = {
+    field.name: field.default
+    for network in reversed(NETWORKS.values())
+    for field in dataclasses.fields(network.settings)
+}
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -49,7 +57,7 @@ def _main(argv: Sequence[str] | None) -> int:
     arguments = _parse(argv)
     _check_out(arguments.out)
     # Only now: Matplotlib takes a while to import.
-    from handgrad.runs.overlay import find_runs, group_runs, plot_groups, read_run, table
+    from handgrad.runs.overlay import group_runs, plot_groups, table
 
     runs = []
     for folder in find_runs(arguments.runs):
@@ -62,7 +70,7 @@ def _main(argv: Sequence[str] | None) -> int:
     having = {split: [r for r in runs if any(x.split == split for x in r.rows)] for split in SPLITS}
     preferred = ("validation", "test", "train")
     split = arguments.split or max(preferred, key=lambda name: len(having[name]))
-    groups = group_runs(runs)
+    groups = group_runs(runs, _DEFAULTS)
     print("\n".join(table(groups)))
     if not having[split]:
         raise UserError(f"--split {split}: none of these runs was evaluated on it")

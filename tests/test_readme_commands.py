@@ -172,15 +172,15 @@ NOT_RUN = {
 
 
 def _short_and_once(
-    measure: Callable[[list[str], int], float],
-) -> Callable[[list[str], int], float]:
-    took: dict[str, float] = {}
+    run_command: Callable[[list[str], int], str],
+) -> Callable[[list[str], int], str]:
+    said: dict[str, str] = {}
 
-    def call(command: list[str], threads: int) -> float:
+    def call(command: list[str], threads: int) -> str:
         key = " ".join(command)
-        if key not in took:
-            took[key] = measure([*command, "--max-steps", "2"], threads)
-        return took[key]
+        if key not in said:
+            said[key] = run_command([*command, "--max-steps", "2"], threads)
+        return said[key]
 
     return call
 
@@ -198,7 +198,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_SETTLE", 0.0)
     monkeypatch.setattr(runs, "_PRESET", ("--preset", "uva-2018", "--max-steps", "2"))
     monkeypatch.setattr(runs, "_BATCH_SIZES", (32,))
-    monkeypatch.setattr(runs, "_command_seconds", _short_and_once(runs._command_seconds))
+    monkeypatch.setattr(runs, "_run_command", _short_and_once(runs._run_command))
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
 
 

@@ -33,22 +33,13 @@ def _positive(option: str, text: str) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     subjects = "\n".join(f"  {name:<8} {(f.__doc__ or '')}" for name, f in _COMMANDS.items())
     parser = Parser(
-        prog="benchmark",
+        prog="handgrad benchmark",
         description=f"{__doc__}\n\nsubjects:\n{subjects}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=_COMMANDS, metavar="SUBJECT", help="what to measure")
+    parser.add_argument("--repeats", default="20", metavar="N", help="rounds (default: 20)")
     parser.add_argument(
-        "--repeats",
-        default="20",
-        metavar="N",
-        help="rounds (default: 20)",
-    )
-    parser.add_argument(
-        "--threads",
-        default="2",
-        metavar="N",
-        help="threads of everyone (default: 2)",
+        "--threads", default="2", metavar="N", help="threads of everyone (default: 2)"
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", help="where CIFAR-10 is (default: HANDGRAD_DATA_DIR)"

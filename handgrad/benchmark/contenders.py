@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ _BATCHES = 8
 
 
 def ours(workload: Workload, threads: int, engine: str = "modules") -> Step:
-    """Return a step of the NumPy MLP."""
+    """Return a step of the NumPy MLP, on its modules or on the graph engine."""
     from threadpoolctl import threadpool_limits
 
     from numpy_mlp import MLP
@@ -44,11 +45,6 @@ def ours(workload: Workload, threads: int, engine: str = "modules") -> Step:
         learner.train_step(x, y, lr)
 
     return step
-
-
-def graph(workload: Workload, threads: int) -> Step:
-    """Return a step of the same network on the graph engine."""
-    return ours(workload, threads, "graph")
 
 
 def textbook(workload: Workload, threads: int) -> Step:
@@ -105,7 +101,7 @@ def sklearn(workload: Workload, threads: int) -> Step:
 
 
 def eager(workload: Workload, threads: int, compiled: bool = False, bf16: bool = False) -> Step:
-    """Return a step of PyTorch, with its fused SGD."""
+    """Return a step of PyTorch, with its fused SGD; perhaps compiled, or autocast to bfloat16."""
     import torch
     from torch import nn
 
@@ -132,16 +128,6 @@ def eager(workload: Workload, threads: int, compiled: bool = False, bf16: bool =
         optimizer.step()
 
     return step
-
-
-def compiled(workload: Workload, threads: int) -> Step:
-    """Return a step of PyTorch, forward and backward compiled."""
-    return eager(workload, threads, compiled=True)
-
-
-def bf16(workload: Workload, threads: int) -> Step:
-    """Return a step of PyTorch under autocast to bfloat16, which NumPy cannot have."""
-    return eager(workload, threads, bf16=True)
 
 
 def convnet(workload: Workload, threads: int, tuned: bool = False) -> Step:
@@ -181,11 +167,6 @@ def convnet(workload: Workload, threads: int, tuned: bool = False) -> Step:
     return lambda: learner.train_step(images, labels, 1e-4)
 
 
-def tuned_convnet(workload: Workload, threads: int) -> Step:
-    """Return a step of that VGG as ``train-convnet`` trains it."""
-    return convnet(workload, threads, tuned=True)
-
-
 def matmul(workload: Workload, threads: int) -> Step:
     """Return a product of two square matrices in single precision: as fast as it gets."""
     n = workload["n"]
@@ -205,16 +186,17 @@ def copy(workload: Workload, threads: int) -> Step:
     return lambda: list(pool.map(lambda part: np.copyto(*part), parts))
 
 
+# bf16 is what NumPy cannot have; tuned_convnet, that VGG as ``train-convnet`` trains it.
 CONTENDERS: dict[str, Callable[[Workload, int], Step]] = {
     "ours": ours,
-    "graph": graph,
+    "graph": partial(ours, engine="graph"),
     "textbook": textbook,
     "sklearn": sklearn,
     "eager": eager,
-    "compiled": compiled,
-    "bf16": bf16,
+    "compiled": partial(eager, compiled=True),
+    "bf16": partial(eager, bf16=True),
     "convnet": convnet,
-    "tuned_convnet": tuned_convnet,
+    "tuned_convnet": partial(convnet, tuned=True),
     "matmul": matmul,
     "copy": copy,
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -87,20 +86,20 @@ class Report:
         }
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(out / f"{self.name}.json", text.encode())
-        write_atomically(out / f"{self.name}.png", self._picture())
+        self._draw(out / f"{self.name}.png")
 
-    def _picture(self) -> bytes:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    def _draw(self, path: Path) -> None:
         from matplotlib.figure import Figure
+
+        from handgrad.pictures.figures import BLUE, save
 
         heights = [len(timings) for timings in self.seconds.values()]
         figure = Figure(figsize=(8, 0.9 * len(heights) + 0.28 * sum(heights)), layout="constrained")
-        FigureCanvasAgg(figure)
         rows = figure.subplots(len(heights), squeeze=False, height_ratios=heights).ravel()
         for axes, (workload, timings) in zip(rows, self.seconds.items(), strict=True):
             medians = np.array([1e3 * t.median for t in timings.values()])
             spread = [[t.median - t.lower, t.upper - t.median] for t in timings.values()]
-            colors = ["#999999" if name in self.reference else "#0072B2" for name in timings]
+            colors = ["#999999" if name in self.reference else BLUE for name in timings]
             bars = axes.barh(
                 list(timings), medians, xerr=1e3 * np.array(spread).T, color=colors, ecolor="black"
             )
@@ -113,9 +112,7 @@ class Report:
             "milliseconds, median and quartiles; the number is the ratio to the reference (grey)",
             fontsize=8,
         )
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=110)
-        return content.getvalue()
+        save(path, figure)
 
 
 def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:

@@ -8,8 +8,8 @@ import math
 import sys
 from typing import Any
 
-from handgrad.benchmark.report import Report, Timing
-from handgrad.benchmark.workers import Worker, closing, race
+from handgrad.benchmark.report import Report
+from handgrad.benchmark.workers import Race
 from handgrad.environment import held_by
 
 WORKLOADS: dict[str, dict[str, Any]] = {
@@ -68,18 +68,14 @@ def step(arguments: argparse.Namespace) -> Report:
     ratios: dict[str, list[float]] = {}
     for name, workload in WORKLOADS.items():
         workload = {"lr": 0.01, "momentum": 0.0, **workload}
-        workers: dict[str, Worker] = {}
-        with closing(running := []):
+        with Race(threads) as race:
             for shown, contender, numpy in _RACE:
                 for suffix in _choices() if numpy else ("",):
                     try:
-                        worker = Worker(contender, workload, threads, own_choice=not suffix)
+                        race.enter(shown + suffix, contender, workload, own_choice=not suffix)
                     except ImportError as error:
                         _say_once(report, f"{shown} is left out: {error}")
-                        continue
-                    running.append(worker)
-                    workers[shown + suffix] = worker
-            timings = report.seconds[name] = race(workers, rounds)
+            timings = report.seconds[name] = race.run(rounds)
         for suffix in _choices():
             ratios.setdefault(suffix, []).append(report.ratios(name)[_OURS + suffix])
             rate = flops(workload) / timings[_OURS + suffix].median
@@ -98,30 +94,23 @@ def step(arguments: argparse.Namespace) -> Report:
 
 def growth(arguments: argparse.Namespace) -> Report:
     """Time our step as its work doubles: twice the batch, twice the width."""
-    results: dict[str, Timing] = {}
-    name = "3072-w-10"
     base: dict[str, Any] = {"lr": 0.01, "momentum": 0.0}
-    with closing(running := []):
-        workers = {}
+    with Race(arguments.threads) as race:
         for width, batch_size in ((128, 128), (128, 256), (256, 128), (256, 256), (512, 256)):
             workload = {**base, "sizes": (3072, width, 10), "batch_size": batch_size}
-            worker = Worker("ours", workload, arguments.threads, own_choice=True)
-            running.append(worker)
-            workers[f"w = {width}, batch {batch_size}"] = worker
-        results = race(workers, arguments.repeats)
-    return Report("growth", {name: results}, (next(iter(results)),))
+            race.enter(f"w = {width}, batch {batch_size}", "ours", workload, own_choice=True)
+        results = race.run(arguments.repeats)
+    return Report("growth", {"3072-w-10": results}, (next(iter(results)),))
 
 
 def engine(arguments: argparse.Namespace) -> Report:
     """Time a training step of the NumPy MLP: hand-written backward passes, the graph's."""
     name = next(name for name in WORKLOADS if name.startswith("B"))
     workload = {"lr": 0.01, **WORKLOADS[name]}
-    with closing(running := []):
-        workers = {}
+    with Race(arguments.threads) as race:
         for shown, contender in (("modules", "ours"), ("graph", "graph")):
-            workers[shown] = Worker(contender, workload, arguments.threads)
-            running.append(workers[shown])
-        return Report("engine", {name: race(workers, arguments.repeats)}, ("modules",))
+            race.enter(shown, contender, workload)
+        return Report("engine", {name: race.run(arguments.repeats)}, ("modules",))
 
 
 def convnet(arguments: argparse.Namespace) -> Report:
@@ -129,14 +118,11 @@ def convnet(arguments: argparse.Namespace) -> Report:
     plain = "PyTorch's defaults"
     report = Report("convnet", {}, (plain,))
     for batch_size in _CONVNET_BATCHES:
-        with closing(running := []):
-            workers = {}
+        with Race(arguments.threads) as race:
             for shown, contender in ((plain, "convnet"), (_OURS, "tuned_convnet")):
-                worker = Worker(contender, {"batch_size": batch_size}, arguments.threads)
-                running.append(worker)
-                workers[shown] = worker
+                race.enter(shown, contender, {"batch_size": batch_size})
             name = f"VGG, 3×32×32, batch {batch_size}"
-            timings = report.seconds[name] = race(workers, arguments.repeats, 0.3)
+            timings = report.seconds[name] = race.run(arguments.repeats, 0.3)
         rates = {shown: batch_size / timing.median for shown, timing in timings.items()}
         report.facts.setdefault("images_per_second", {})[name] = rates
         report.lines.append(
@@ -159,13 +145,14 @@ def _say_once(report: Report, line: str) -> None:
 
 def _limits(threads: int, rounds: int, report: Report) -> dict[str, float]:
     """Measure what the machine can do: FLOP/s of sgemm under each choice, bytes/s of memory."""
-    limits = {}
+    limits: dict[str, float] = {}
+    rounds = max(2, rounds // 4)
     for suffix in _choices():
         rates = []
         for n in _SGEMM_SIZES:
-            with closing([worker := Worker("matmul", {"n": n}, threads, own_choice=not suffix)]):
-                rates.append(2 * n**3 / race({"": worker}, max(2, rounds // 4))[""].median)
-            about = worker.about
+            with Race(threads) as race:
+                about = race.enter("matmul", "matmul", {"n": n}, own_choice=not suffix).about
+                rates.append(2 * n**3 / race.run(rounds)["matmul"].median)
         limits["sgemm" + suffix] = max(rates)
         report.facts["blas" + suffix] = about
         report.lines.append(
@@ -173,8 +160,9 @@ def _limits(threads: int, rounds: int, report: Report) -> dict[str, float]:
             f"{', as the environment has it' if suffix else ', its own choice'}, "
             f"{threads} threads: sgemm reaches {max(rates) / 1e9:.0f} GFLOP/s"
         )
-    with closing([worker := Worker("copy", {"n_bytes": _COPIED_BYTES}, threads)]):
-        rate = 2 * _COPIED_BYTES / race({"": worker}, max(2, rounds // 4))[""].median
+    with Race(threads) as race:
+        race.enter("copy", "copy", {"n_bytes": _COPIED_BYTES})
+        rate = 2 * _COPIED_BYTES / race.run(rounds)["copy"].median
     limits["memory"] = rate
     report.lines.append(f"memory: {rate / 1e9:.1f} GB/s, read and written by a copy")
     report.facts["limits"] = limits

@@ -10,46 +10,62 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from handgrad.benchmark.report import Report, Timing, interleave, turns
+from handgrad.benchmark.report import Report, interleave
+from handgrad.benchmark.workers import ROOT, environment
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import fit_preprocessing
 from handgrad.errors import UserError
 
-_SCRIPTS = Path(__file__).parents[2] / "scripts"
 _PRESET = ("--preset", "uva-2018")
 _BATCH_SIZES = (32, 200, 512)
+# ``train-mlp-numpy`` that prints, at last, the seconds of its loop, and of the learner within it.
+_TIMED = """\
+import json, sys, time
+from handgrad.backends.command import train_mlp_numpy
+from handgrad.training.loop import Loop
+from numpy_mlp.learner import NumpyLearner
+spent = {'learner': 0.0, 'loop': 0.0}
+def timed(function, key):
+    def call(*args, **options):
+        start = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            spent[key] += time.perf_counter() - start
+    return call
+NumpyLearner.train_step = timed(NumpyLearner.train_step, 'learner')
+NumpyLearner.eval_step = timed(NumpyLearner.eval_step, 'learner')
+Loop.run = timed(Loop.run, 'loop')
+status = train_mlp_numpy(sys.argv[1:])
+print(json.dumps(spent))
+sys.exit(status)
+"""
 
 
 def run(arguments: argparse.Namespace) -> Report:
     """Time whole commands, from start to exit: the preset uva-2018, and the digits."""
     data = _data_dir(arguments)
     numpy, pytorch = "train-mlp-numpy", "train-mlp-pytorch"
-    preset = [*_PRESET, "--data-dir", str(data)]
-    commands: dict[str, dict[str, list[str]]] = {
-        "uva-2018, CIFAR-10, 1,500 steps": {
-            pytorch: ["train_mlp_pytorch.py", *preset, "--precision", "float32"],
-            numpy: ["train_mlp_numpy.py", *preset],
-        },
-        "digits, no options": {
-            pytorch: ["train_mlp_pytorch.py", "--precision", "float32"],
-            numpy: ["train_mlp_numpy.py"],
-        },
+    scripts = {
+        pytorch: [str(ROOT / "scripts/train_mlp_pytorch.py"), "--precision", "float32"],
+        numpy: [str(ROOT / "scripts/train_mlp_numpy.py")],
     }
     report = Report("run", {}, (pytorch,))
-    for workload, contenders in commands.items():
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        # The first round brings the files into memory.
-        for number, names in enumerate(turns(list(contenders), 1 + min(arguments.repeats, 5))):
-            for name in names:
-                took = _command_seconds(contenders[name], arguments.threads)
-                if number:
-                    seconds[name].append(took)
-        report.seconds[workload] = {name: Timing.of(took) for name, took in seconds.items()}
+    for workload, options in (
+        ("uva-2018, CIFAR-10, 1,500 steps", [*_PRESET, "--data-dir", str(data)]),
+        ("digits, no options", []),
+    ):
+        calls = {
+            name: partial(_run_command, [*script, *options], arguments.threads)
+            for name, script in scripts.items()
+        }
+        report.seconds[workload] = interleave(calls, min(arguments.repeats, 5))
     return report
 
 
@@ -85,59 +101,24 @@ def loader(arguments: argparse.Namespace) -> Report:
 
 def _share_of_the_rest(data: Path, threads: int) -> float:
     """Return the share of a command that its loop spends outside the learner."""
-    script = (
-        "import json, sys, time\n"
-        "from handgrad.backends.command import train_mlp_numpy\n"
-        "from handgrad.training.loop import Loop\n"
-        "from numpy_mlp.learner import NumpyLearner as kind\n"
-        "spent = {'learner': 0.0, 'loop': 0.0}\n"
-        "def timed(function, key):\n"
-        "    def call(*args, **options):\n"
-        "        start = time.perf_counter()\n"
-        "        try:\n"
-        "            return function(*args, **options)\n"
-        "        finally:\n"
-        "            spent[key] += time.perf_counter() - start\n"
-        "    return call\n"
-        "kind.train_step = timed(kind.train_step, 'learner')\n"
-        "kind.eval_step = timed(kind.eval_step, 'learner')\n"
-        "Loop.run = timed(Loop.run, 'loop')\n"
-        "status = train_mlp_numpy(sys.argv[1:])\n"
-        "print(json.dumps(spent))\n"
-        "sys.exit(status)\n"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        options = [*_PRESET, "--data-dir", str(data), "--quiet"]
-        options += ["--threads", str(threads), "--out", f"{folder}/run"]
-        start = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-c", script, *options],
-            check=True,
-            capture_output=True,
-            text=True,
-            env=_environment(),
-        )
-        whole = time.perf_counter() - start
-    spent = cast("Mapping[str, float]", json.loads(result.stdout.splitlines()[-1]))
+    start = time.perf_counter()
+    said = _run_command(["-c", _TIMED, *_PRESET, "--data-dir", str(data)], threads)
+    whole = time.perf_counter() - start
+    spent = cast("Mapping[str, float]", json.loads(said.splitlines()[-1]))
     return (spent["loop"] - spent["learner"]) / whole
 
 
-def _command_seconds(command: list[str], threads: int) -> float:
+def _run_command(command: list[str], threads: int) -> str:
+    """Run Python with a training command, in a folder of its own; return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--quiet", "--threads", str(threads), "--out", f"{folder}/run"]
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, str(_SCRIPTS / command[0]), *command[1:], *options],
+        return subprocess.run(
+            [sys.executable, *command, *options],
             check=True,
-            stdout=subprocess.DEVNULL,
-            env=_environment(),
-        )
-        return time.perf_counter() - start
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, (str(_SCRIPTS.parent), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path}
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        ).stdout
 
 
 def _data_dir(arguments: argparse.Namespace) -> Path:

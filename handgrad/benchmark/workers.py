@@ -13,14 +13,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from handgrad.benchmark.report import Timing, turns
 from handgrad.environment import HOLDS
 
-_ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 _SETTLE = 0.05  # seconds in which the threads of the one before go to sleep
 
 
@@ -43,9 +43,8 @@ class Worker:
     def __init__(
         self, contender: str, workload: Mapping[str, Any], threads: int, own_choice: bool = False
     ) -> None:
-        env = {k: v for k, v in os.environ.items() if not (own_choice and k in HOLDS)}
+        env = {k: v for k, v in environment().items() if not (own_choice and k in HOLDS)}
         pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-        path = os.pathsep.join(filter(None, (str(_ROOT), env.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-W", "ignore", "-m", "handgrad.benchmark.contenders"),
@@ -54,7 +53,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**env, **dict.fromkeys(pools, str(threads)), "PYTHONPATH": path},
+            env={**env, **dict.fromkeys(pools, str(threads))},
         )
         try:
             self.about: dict[str, Any] = self._answer()
@@ -85,32 +84,52 @@ class Worker:
         return json.loads(line)
 
 
-def race(workers: Mapping[str, Worker], rounds: int, seconds: float = 0.08) -> dict[str, Timing]:
-    """Return the time of a step of each worker, all of them in turn ``rounds`` times.
+class Race:
+    """Workers that take turns; a context manager, which ends their processes.
 
     Args:
-        workers: by name.
-        rounds: how often each has its turn.
-        seconds: a turn takes about as long, or one step.
+        threads: of each.
     """
-    steps = {}
-    for name, worker in workers.items():
-        once = min(worker.run(6)[2:])
-        steps[name] = max(1, round(seconds / once))
-    times: dict[str, list[float]] = {name: [] for name in workers}
-    for order in turns(list(workers), rounds):
-        for name in order:
-            time.sleep(_SETTLE)
-            # The first step finds the caches as the one before left them.
-            times[name] += workers[name].run(1 + steps[name])[1:]
-    return {name: Timing.of(values) for name, values in times.items()}
 
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._workers: dict[str, Worker] = {}
 
-@contextlib.contextmanager
-def closing(workers: Sequence[Worker]) -> Any:
-    """End the processes of ``workers``, a list that may grow meanwhile."""
-    try:
-        yield
-    finally:
-        for worker in workers:
+    def __enter__(self) -> Race:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
             worker.close()
+
+    def enter(
+        self, name: str, contender: str, workload: Mapping[str, Any], own_choice: bool = False
+    ) -> Worker:
+        """Start a worker under a name of its own; the other arguments are those of Worker."""
+        worker = self._workers[name] = Worker(contender, workload, self.threads, own_choice)
+        return worker
+
+    def run(self, rounds: int, seconds: float = 0.08) -> dict[str, Timing]:
+        """Return the time of a step of each worker, all of them in turn ``rounds`` times.
+
+        Args:
+            rounds: how often each has its turn.
+            seconds: a turn takes about as long, or one step.
+        """
+        steps = {}
+        for name, worker in self._workers.items():
+            once = min(worker.run(6)[2:])
+            steps[name] = max(1, round(seconds / once))
+        times: dict[str, list[float]] = {name: [] for name in self._workers}
+        for order in turns(list(self._workers), rounds):
+            for name in order:
+                time.sleep(_SETTLE)
+                # The first step finds the caches as the one before left them.
+                times[name] += self._workers[name].run(1 + steps[name])[1:]
+        return {name: Timing.of(values) for name, values in times.items()}
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, for one that finds the same packages."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path}

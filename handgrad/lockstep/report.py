@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
@@ -20,8 +19,6 @@ from handgrad.files import write_atomically
 from handgrad.lockstep.comparison import Comparison, Contestant, Distance
 from handgrad.runs.settings import TrainSettings
 
-# Okabe and Ito's palette: distinguishable without full colour vision.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _MARKS = ("o", "s", "^", "D")
 
 
@@ -106,7 +103,7 @@ def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
         **describe_environment(),
     }
     write_atomically(out / "engines.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_atomically(out / "engines.png", _picture(comparison))
+    _draw(out / "engines.png", comparison)
 
 
 def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:
@@ -132,15 +129,16 @@ def _drawn(values: Sequence[float]) -> NDArray[np.float64]:
     return np.where(np.abs(array) < 1e100, array, np.nan)
 
 
-def _picture(comparison: Comparison) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _draw(path: Path, comparison: Comparison) -> None:
     from matplotlib.figure import Figure
 
+    from handgrad.pictures.figures import BLUE, GREEN, ORANGE, PURPLE, save
+
+    colours = (BLUE, ORANGE, GREEN, PURPLE)
     figure = Figure(figsize=(8, 6.4), layout="constrained")
-    FigureCanvasAgg(figure)
     above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
     for number, contestant in enumerate(comparison.contestants):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = colours[number % len(colours)]
         steps = np.arange(1, len(contestant.distances) + 1)
         for quantity, style in (("parameter", "-"), ("loss", "")):
             values = _drawn([getattr(d, quantity) for d in contestant.distances])
@@ -189,6 +187,4 @@ def _picture(comparison: Comparison) -> bytes:
     below.set_ylabel(f"loss of {comparison.reference}\n(nats)")
     below.set_xlabel("step")
     below.grid(alpha=0.3)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    save(path, figure)

@@ -46,6 +46,21 @@ def curve(
     return x[shown], y[shown]
 
 
+def curves_of(rows: Sequence[Row], quantity: str) -> dict[str, tuple[Values, Values]]:
+    """Return the curve of each split that has points, over steps."""
+    curves = {split: curve(rows, split, quantity) for split in SPLITS}
+    return {split: (x, y) for split, (x, y) in curves.items() if len(y)}
+
+
+def mean_curve(curves: Sequence[tuple[Values, Values]]) -> tuple[Values, Values] | None:
+    """Return the mean of curves over the same points, as far as all go; None where those differ."""
+    length = min(len(x) for x, _ in curves)
+    first = curves[0][0][:length]
+    if length == 0 or any(not np.allclose(x[:length], first) for x, _ in curves):
+        return None
+    return first, np.mean([y[:length] for _, y in curves], axis=0)
+
+
 def wants_logarithm(losses: Values) -> bool:
     """Say whether losses span so much that their scale should be logarithmic."""
     return len(losses) > 0 and losses.min() > 0 and bool(losses.max() > 4 * losses.min())

@@ -1,15 +1,13 @@
-"""The pictures of a run. Figures are built without pyplot: no global state, no display."""
+"""The pictures of a run."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -17,13 +15,11 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from handgrad.data.dataset import Images
-from handgrad.files import write_atomically
-from handgrad.pictures.curves import ACCURACY_TICKS, curve, least_error, wants_logarithm
+from handgrad.pictures.curves import ACCURACY_TICKS, curves_of, least_error, wants_logarithm
+from handgrad.pictures.figures import SPLIT_COLOURS, save
 from handgrad.training.metrics import Row
 
 _SHOWN_UNITS = 100
-# Okabe and Ito's palette: distinguishable without full colour vision.
-COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 
 
 def plot_curve(
@@ -37,15 +33,11 @@ def plot_curve(
     """
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for split, colour in COLOURS.items():
-        steps, values = curve(rows, split, quantity)
-        if not len(values):
-            continue
+    for split, (steps, values) in curves_of(rows, quantity).items():
         mark = "o" if len(values) <= 40 else None
         label = "train (mean of each interval)" if split == "train" else split
-        axes.plot(
-            steps, values, color=colour, marker=mark, markersize=3, linewidth=1.5, label=label
-        )
+        colour = SPLIT_COLOURS[split]
+        axes.plot(steps, values, colour, marker=mark, markersize=3, linewidth=1.5, label=label)
     set_scale(axes, quantity, np.array([getattr(row, quantity) for row in rows]))
     if best_step:
         axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")
@@ -62,7 +54,7 @@ def plot_curve(
         ),
     )
     above.set_xlabel("epoch")
-    _save(figure, path)
+    save(path, figure)
 
 
 def set_scale(axes: Any, quantity: str, values: NDArray[Any]) -> None:
@@ -122,7 +114,7 @@ def plot_confusion_matrix(
         f"numbers of test images; accuracy {np.trace(counts) / max(1, counts.sum()):.4f}",
         fontsize=11,
     )
-    _save(figure, path)
+    save(path, figure)
 
 
 def plot_predictions(
@@ -170,7 +162,7 @@ def plot_predictions(
             corner = (left - 0.5, top - 0.5)
             axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour, lw=2))
     axes.imshow(_displayable(sheet), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    _save(figure, path)
+    save(path, figure)
 
 
 def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, int, int]) -> None:
@@ -195,7 +187,7 @@ def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, i
     axes.set_title(
         f"weights of the first layer, {which} units\neach on its own scale: {zero}", fontsize=10
     )
-    _save(figure, path)
+    save(path, figure)
 
 
 def first_layer_sheet(
@@ -235,10 +227,3 @@ def first_layer_sheet(
 def _displayable(image: NDArray[Any]) -> NDArray[Any]:
     """Return (C, H, W) as what ``imshow`` takes: (H, W, 3), or (H, W) of the first channel."""
     return image.transpose(1, 2, 0) if image.shape[0] == 3 else image[0]
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    write_atomically(path, content.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 import time
@@ -20,7 +21,7 @@ from handgrad.pictures.curves import (
     SPLITS,
     Scale,
     Values,
-    curve,
+    curves_of,
     linear_scale,
     scale_of,
 )
@@ -80,8 +81,7 @@ def draw(rows: Sequence[Row], columns: int, lines: int, style: Style) -> list[st
 
 def _panel(rows: Sequence[Row], quantity: str, width: int, height: int, style: Style) -> list[str]:
     """Return ``height`` lines of ``width`` columns: a title, the curves and, if it fits, steps."""
-    curves = {split: curve(rows, split, quantity) for split in SPLITS}
-    curves = {split: (x, y) for split, (x, y) in curves.items() if len(y)}
+    curves = curves_of(rows, quantity)
     if not curves:
         return [" " * width] * height
     scale = scale_of(quantity, np.concatenate([y for _, y in curves.values()]))
@@ -138,7 +138,7 @@ def _sample(split: str, style: Style) -> str:
 
 
 def _paint(text: str, split: str, style: Style) -> str:
-    return f"\x1b[{_COLOURS[split]}m{text}\x1b[0m" if style.colour else text
+    return f"\x1b[{_COLOURS[split]}m{text}\x1b[0m" if split and style.colour else text
 
 
 def _labels(scale: Scale, n_lines: int) -> dict[int, str]:
@@ -161,7 +161,8 @@ def _cells(
 ) -> list[str]:
     """Return the curves as lines of characters; the later of two curves covers the other."""
     wide, high = (2 * n_columns, 4 * n_lines) if style.unicode else (n_columns, n_lines)
-    owner = np.full((n_lines, n_columns), "", dtype=object)
+    owners = np.full((n_lines, n_columns), "", dtype=object)
+    characters = np.full((n_lines, n_columns), " ", dtype=object)
     codes = np.zeros((n_lines, n_columns), dtype=np.int64)
     for split, (x, y) in curves.items():
         dots = _line(across.place(x), up.place(y), wide, high)
@@ -172,25 +173,18 @@ def _cells(
             bits = dots.reshape(n_lines, 4, n_columns, 2).transpose(0, 2, 1, 3) * _DOTS
             code = bits.sum(axis=(2, 3))
             codes |= code
-            owner[code > 0] = split
+            dots = code > 0
+            characters[dots] = [chr(_BLANK_BRAILLE + code) for code in codes[dots]]
         else:
-            owner[dots] = split
-    lines = []
-    for line_codes, line_owners in zip(codes, owner, strict=True):
-        text, n = "", 0
-        while n < n_columns:
-            split, start = line_owners[n], n
-            while n < n_columns and line_owners[n] == split:
-                n += 1
-            if not split:
-                text += " " * (n - start)
-            elif style.unicode:
-                run = "".join(chr(_BLANK_BRAILLE + code) for code in line_codes[start:n])
-                text += _paint(run, split, style)
-            else:
-                text += _paint(_MARKS[split] * (n - start), split, style)
-        lines.append(text)
-    return lines
+            characters[dots] = _MARKS[split]
+        owners[dots] = split
+    return [
+        "".join(
+            _paint("".join(character for character, _ in cells), split, style)
+            for split, cells in itertools.groupby(zip(*line, strict=True), lambda cell: cell[1])
+        )
+        for line in zip(characters, owners, strict=True)
+    ]
 
 
 def _line(x: Values, y: Values, wide: int, high: int) -> NDArray[np.bool_]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from handgrad.files import write_atomically
-from handgrad.pictures.curves import curve
-from handgrad.pictures.plots import COLOURS
+from handgrad.pictures.curves import QUANTITIES, curve, mean_curve
+from handgrad.pictures.figures import BLUE, SPLIT_COLOURS, VERMILLION, save
 from handgrad.reproduction.rows import Experiment
 from handgrad.reproduction.runs import Result
-from handgrad.runs.overlay import mean_curve
 
 
 def draw_curves(
@@ -27,8 +23,8 @@ def draw_curves(
     Training values are means over an interval and stand at its middle.
     """
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split, colour in COLOURS.items():
+    for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
+        for split, colour in SPLIT_COLOURS.items():
             curves = [curve(result.rows, split, quantity) for result in results.values()]
             curves = [points for points in curves if len(points[0])]
             lines = [
@@ -53,7 +49,7 @@ def draw_curves(
     how = f"seeds {seeds} and their mean" if len(results) > 1 else f"seed {seeds}"
     shortened = ", shortened" if quick else ""
     figure.suptitle(f"{experiment.command}\n{how}{shortened}", fontsize=10)
-    _save(figure, path)
+    save(path, figure, dpi=80)
 
 
 def draw_overview(
@@ -85,14 +81,14 @@ def draw_overview(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=2, fontsize=9)
-    _save(figure, path)
+    save(path, figure, dpi=80)
 
 
 def _draw_panel(axes: Any, dataset: str, rows: list[tuple[Experiment, list[float]]]) -> None:
     for y, (_, values) in enumerate(rows):
-        axes.plot([min(values), max(values)], [y, y], color=COLOURS["train"], linewidth=3)
+        axes.plot([min(values), max(values)], [y, y], color=BLUE, linewidth=3)
         label = "ours: mean, lowest to highest" if y == 0 else None
-        axes.plot(np.mean(values), y, "o", color=COLOURS["train"], markersize=7, label=label)
+        axes.plot(np.mean(values), y, "o", color=BLUE, markersize=7, label=label)
     reported = [
         (experiment.reported, y)
         for y, (experiment, _) in enumerate(rows)
@@ -100,7 +96,7 @@ def _draw_panel(axes: Any, dataset: str, rows: list[tuple[Experiment, list[float
     ]
     if reported:
         x, y_of = zip(*reported, strict=True)
-        axes.plot(x, y_of, "D", color="#D55E00", fillstyle="none", markersize=8, label="reported")
+        axes.plot(x, y_of, "D", color=VERMILLION, fillstyle="none", markersize=8, label="reported")
     names = [
         experiment.name + (" (validation)" if experiment.measure == "validation" else "")
         for experiment, _ in rows
@@ -110,11 +106,3 @@ def _draw_panel(axes: Any, dataset: str, rows: list[tuple[Experiment, list[float
     axes.margins(x=0.08)
     axes.set_xlabel(f"accuracy, {dataset}; of the test images where not said otherwise")
     axes.grid(alpha=0.3)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=80)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())

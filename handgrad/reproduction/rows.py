@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -17,24 +18,32 @@ class Experiment:
     Attributes:
         name: of the row.
         command: as typed, without data folder and seed.
-        said: what the report says.
-        reported: the same as a number, where there is one.
+        said: what the report says; a number is an accuracy, on the test images or on those that
+            are named.
         minutes: of one seed, roughly, on two cores; decides who goes first.
         quick: options that shorten the training to some seconds.
         seeds: one run each.
-        measure: ``test`` or ``validation``: which accuracy was reported.
         figure: whether curves are drawn.
     """
 
     name: str
     command: str
     said: str
-    reported: float | None
     minutes: float
     quick: str
     seeds: tuple[int, ...] = (0,)
-    measure: str = "test"
-    figure: bool = False
+    figure: bool = True
+
+    @property
+    def reported(self) -> float | None:
+        """The accuracy that the report gives, where it does."""
+        number = re.search(r"\d\.\d+", self.said)
+        return None if number is None else float(number[0])
+
+    @property
+    def measure(self) -> str:
+        """``test`` or ``validation``: which accuracy was reported."""
+        return "validation" if "validation" in self.said else "test"
 
     @property
     def network(self) -> Network:
@@ -85,39 +94,21 @@ _UVA = Section(
     "ends before the convolutional network (its graphics card ran out of memory) and before the "
     "BatchNorm of its own was trained in a network.",
     (
-        Experiment(
-            "numpy-mlp", "train-mlp-numpy --preset uva-2018",
-            "about 0.46", 0.46, 0.3, _MLP, _SEEDS, figure=True,
-        ),
-        Experiment(
-            "torch-mlp", f"{_TORCH} --preset uva-2018",
-            "about 0.46", 0.46, 0.4, _MLP, _SEEDS, figure=True,
-        ),
-        Experiment(
-            "torch-mlp-sgd-lr", f"{_TORCH} --preset uva-2018 --lr 2e-4",
-            "not in it", None, 0.4, _MLP, _SEEDS, figure=True,
-        ),
-        Experiment(
-            "torch-mlp-200", f"{_REPORT} --hidden-dims 200 --lr 2e-3 --max-steps 1500",
-            "a figure", None, 0.5, _MLP, _SEEDS, figure=True,
-        ),
-        Experiment(
-            "torch-mlp-lr", f"{_REPORT} --hidden-dims 200 --lr 2e-4 --max-steps 1500",
-            "a figure", None, 0.5, _MLP, _SEEDS, figure=True,
-        ),
-        Experiment(
-            "torch-mlp-3000", f"{_REPORT} --hidden-dims 200 --lr 2e-4 --max-steps 3000",
-            "a figure", None, 0.9, _MLP, _SEEDS, figure=True,
-        ),
-        Experiment("torch-mlp-best", _REPORT, "0.52", 0.52, 1, _MLP, _SEEDS, figure=True),
-        Experiment(
-            "convnet", "train-convnet --preset uva-2018",
-            "about 0.75", 0.75, 15, _CONVNET, figure=True,
-        ),
-        Experiment(
-            "convnet-batchnorm", "train-convnet --preset uva-2018 --norm manual",
-            "not finished", None, 14, _CONVNET, figure=True,
-        ),
+        Experiment("numpy-mlp", "train-mlp-numpy --preset uva-2018",
+                   "about 0.46", 0.3, _MLP, _SEEDS),
+        Experiment("torch-mlp", f"{_TORCH} --preset uva-2018", "about 0.46", 0.4, _MLP, _SEEDS),
+        Experiment("torch-mlp-sgd-lr", f"{_TORCH} --preset uva-2018 --lr 2e-4",
+                   "not in it", 0.4, _MLP, _SEEDS),
+        Experiment("torch-mlp-200", f"{_REPORT} --hidden-dims 200 --lr 2e-3 --max-steps 1500",
+                   "a figure", 0.5, _MLP, _SEEDS),
+        Experiment("torch-mlp-lr", f"{_REPORT} --hidden-dims 200 --lr 2e-4 --max-steps 1500",
+                   "a figure", 0.5, _MLP, _SEEDS),
+        Experiment("torch-mlp-3000", f"{_REPORT} --hidden-dims 200 --lr 2e-4 --max-steps 3000",
+                   "a figure", 0.9, _MLP, _SEEDS),
+        Experiment("torch-mlp-best", _REPORT, "0.52", 1, _MLP, _SEEDS),
+        Experiment("convnet", "train-convnet --preset uva-2018", "about 0.75", 15, _CONVNET),
+        Experiment("convnet-batchnorm", "train-convnet --preset uva-2018 --norm manual",
+                   "not finished", 14, _CONVNET),
     ),
     "The report's figures are read as changes that add up: 200 hidden units; with them a learning "
     "rate of 2e-4; with both 3,000 steps; at last three hidden layers of 200, 200 and 100. All of "
@@ -136,26 +127,14 @@ _VU = Section(
     "PyTorch, which hold out a random tenth of the training images here. Validation accuracy is "
     "that after the last epoch; test accuracy is that of the weights that were best in validation.",
     (
-        Experiment(
-            "vu-sigmoid", "train-mlp-numpy --preset vu-sigmoid",
-            "0.972 (validation)", 0.972, 3, _MNIST, _SEEDS, "validation", figure=True,
-        ),
-        Experiment(
-            "vu-relu", "train-mlp-numpy --preset vu-relu",
-            "0.956 (validation)", 0.956, 3, _MNIST, _SEEDS, "validation", figure=True,
-        ),
-        Experiment(
-            "vu-momentum", "train-mlp-numpy --preset vu-momentum",
-            "0.977 (validation)", 0.977, 3, _MNIST, _SEEDS, "validation", figure=True,
-        ),
-        Experiment(
-            "vu-mlp", "train-mlp-pytorch --preset vu-mnist",
-            "0.981 (test)", 0.981, 8, _MNIST, figure=True,
-        ),
-        Experiment(
-            "vu-convnet", "train-convnet --preset vu-mnist",
-            "0.994 (test)", 0.994, 10, _MNIST, figure=True,
-        ),
+        Experiment("vu-sigmoid", "train-mlp-numpy --preset vu-sigmoid",
+                   "0.972 (validation)", 3, _MNIST, _SEEDS),
+        Experiment("vu-relu", "train-mlp-numpy --preset vu-relu",
+                   "0.956 (validation)", 3, _MNIST, _SEEDS),
+        Experiment("vu-momentum", "train-mlp-numpy --preset vu-momentum",
+                   "0.977 (validation)", 3, _MNIST, _SEEDS),
+        Experiment("vu-mlp", "train-mlp-pytorch --preset vu-mnist", "0.981 (test)", 8, _MNIST),
+        Experiment("vu-convnet", "train-convnet --preset vu-mnist", "0.994 (test)", 10, _MNIST),
     ),
     "What two numbers, one of sigmoid and one of ReLU, leave open is told in "
     "`docs/mnist-mlps.md`.",
@@ -167,17 +146,16 @@ _BEYOND = Section(
     "engine, and PyTorch. Their settings were chosen on validation images, and the two accuracies "
     "are as above; where no validation accuracy stands, all training images were trained on.",
     (
-        Experiment(
-            "numpy-mnist", "train-mlp-numpy --preset mnist", "–", None, 0.4, _MNIST, _SEEDS
-        ),
-        Experiment("numpy-best", "train-mlp-numpy --preset best", "–", None, 5, _MLP, _SEEDS),
-        Experiment("vu-best", "train-mlp-numpy --preset vu-best", "–", None, 6, _MNIST),
-        Experiment("torch-best", "train-mlp-pytorch --preset best", "–", None, 7, _WARM),
-        Experiment("torch-best-mnist", "train-convnet --preset best-mnist", "–", None, 8, _WARM),
-        Experiment(
-            "preact-resnet", "train-convnet --preset uva-2018 --model preact-resnet",
-            "–", None, 16, _CONVNET,
-        ),
+        Experiment("numpy-mnist", "train-mlp-numpy --preset mnist",
+                   "–", 0.4, _MNIST, _SEEDS, figure=False),
+        Experiment("numpy-best", "train-mlp-numpy --preset best",
+                   "–", 5, _MLP, _SEEDS, figure=False),
+        Experiment("vu-best", "train-mlp-numpy --preset vu-best", "–", 6, _MNIST, figure=False),
+        Experiment("torch-best", "train-mlp-pytorch --preset best", "–", 7, _WARM, figure=False),
+        Experiment("torch-best-mnist", "train-convnet --preset best-mnist",
+                   "–", 8, _WARM, figure=False),
+        Experiment("preact-resnet", "train-convnet --preset uva-2018 --model preact-resnet",
+                   "–", 16, _CONVNET, figure=False),
     ),
     "`preact-resnet` has the settings of `convnet`, but for the network.",
 )  # fmt: skip

@@ -23,6 +23,7 @@ from handgrad.errors import DataError, UserError
 from handgrad.files import locked, read_json, write_atomically
 from handgrad.reproduction.rows import Experiment
 from handgrad.runs.folder import remove_stillborn, stillborn_files
+from handgrad.runs.record import read_run
 from handgrad.runs.settings import LOOKING, TrainSettings, settings_from_dict
 from handgrad.training.metrics import Row
 
@@ -180,8 +181,6 @@ class Run:
             UserError: the folder holds something else than this run.
             DataError: the run is damaged.
         """
-        from handgrad.runs.overlay import read_run  # Matplotlib takes a second to import
-
         self.check()
         cost = self.cost()
         if not (self.folder / "summary.json").exists() or (cost and not cost.finished):

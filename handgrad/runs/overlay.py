@@ -2,68 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from handgrad.backends.convnet_torch import ConvNetSettings
-from handgrad.backends.mlp_numpy import NumpyMLPSettings
-from handgrad.backends.mlp_torch import TorchMLPSettings
 from handgrad.console import printable
-from handgrad.errors import DataError, UserError
-from handgrad.files import read_json, write_atomically
-from handgrad.pictures.curves import QUANTITIES, SPLITS, Values, curve
+from handgrad.pictures.curves import QUANTITIES, Values, curve, mean_curve
+from handgrad.pictures.figures import PALETTE, save
 from handgrad.pictures.plots import set_scale
 from handgrad.runs.declare import text_of
+from handgrad.runs.record import RunRecord
 from handgrad.runs.settings import DATASET_DEFAULTS, LOOKING
-from handgrad.training.metrics import Row, read_metrics
 
-# Okabe and Ito's palette without its yellow, which cannot be seen on white.
-# Seven colours and four styles make 28 looks, as 7 and 4 have no common factor.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+# With the palette's seven colours they make 28 looks, as 7 and 4 have no common factor.
 _STYLES = ("-", "--", "-.", ":")
 _LEGEND = 130  # characters in a line
 _NAMED = 3  # settings that a label names even at their defaults
 # Where a run is and how it is watched does not tell one training from another.
 _IGNORED = LOOKING | {"data_dir", "checkpoint_every", "seed"}
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What the folder of a run says.
-
-    Attributes:
-        folder: where it is.
-        program: the command that trained it.
-        settings: by name.
-        rows: of ``metrics.csv``, as far as they are whole.
-        summary: of ``summary.json``; None while the run is not finished.
-    """
-
-    folder: Path
-    program: str
-    settings: Mapping[str, Any]
-    rows: Sequence[Row]
-    summary: Mapping[str, Any] | None
-
-    @property
-    def last_step(self) -> int:
-        """Step of the last evaluation."""
-        return max((row.step for row in self.rows), default=0)
-
-    @property
-    def best_validation(self) -> float | None:
-        """Best validation accuracy so far; None without a validation split."""
-        return max((r.accuracy for r in self.rows if r.split == "validation"), default=None)
 
 
 @dataclass(frozen=True)
@@ -79,70 +41,16 @@ class Group:
     runs: Sequence[RunRecord]
 
 
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Return the folders of runs among ``paths`` and below those that are none, each once.
-
-    Raises:
-        UserError: a path does not exist, or there is no run below it.
-    """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        if not path.is_dir():
-            state = "is a file; a folder is expected" if path.exists() else "does not exist"
-            raise UserError(f"{path} {state}; give the folder of a run, or one with runs below it")
-        runs = [path] if _is_run(path) else sorted(p.parent for p in path.rglob("config.json"))
-        if not runs:
-            raise UserError(f"{path} is no run, and there is none below it: no config.json")
-        for run in runs:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").exists() or (folder / "metrics.csv").exists()
-
-
-def read_run(folder: Path) -> RunRecord:
-    """Return what ``folder`` says; another process may be training in it.
-
-    Raises:
-        DataError: a file is missing or damaged, or there is no evaluation yet.
-    """
-    config = read_json(folder / "config.json")
-    settings, commands = config.get("settings"), config.get("commands")
-    if not isinstance(settings, dict):
-        raise DataError(f"{folder / 'config.json'} is damaged: it holds no settings")
-    if type(settings.get("seed", 0)) is not int:
-        raise DataError(f"{folder / 'config.json'} is damaged: its seed is {settings['seed']!r}")
-    words = str(commands[0]).split() if isinstance(commands, list) and commands else []
-    path = folder / "metrics.csv"
-    try:
-        # The last row may be half written yet: whole rows end in a newline.
-        n_rows = path.read_bytes().count(b"\n") - 1
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    rows = read_metrics(path, max(0, n_rows))
-    if not any(row.split in SPLITS for row in rows):
-        raise DataError(f"{folder} has no evaluation of {', '.join(SPLITS)} yet")
-    summary = None
-    if (folder / "summary.json").exists():
-        summary = read_json(folder / "summary.json")
-        for name in ("steps", "test_accuracy", "seconds"):
-            value: Any = summary.get(name)
-            if type(value) not in (int, float) or not -(2**63) < value < 2**63:
-                found = f"its {name} is {summary.get(name)!r}"
-                raise DataError(f"{folder / 'summary.json'} is damaged: {found}")
-        if summary["steps"] < max(row.step for row in rows):  # it goes on since
-            summary = None
-    return RunRecord(folder, words[0] if words else "", settings, rows, summary)
-
-
-def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+def group_runs(runs: Sequence[RunRecord], defaults: Mapping[str, Any]) -> list[Group]:
     """Return ``runs`` by what differs between them; those that differ in their seeds together.
 
     A setting that only some of the commands have counts where it differs among those. Where runs
     differ in many settings, a label leaves out those at their defaults. Runs that differ in
     nothing, seeds included, are called by their folders.
+
+    Args:
+        runs: to be told apart.
+        defaults: of all commands' settings, by name.
     """
     values = [{"program": run.program, **_plain(run.settings)} for run in runs]
     names = dict.fromkeys(name for mine in values for name in mine)
@@ -152,18 +60,18 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         groups.setdefault(tuple((n, mine.get(n)) for n in differing), []).append(run)
     found = []
     for key, members in groups.items():
-        usual = _defaults(members[0].settings) if len(differing) > _NAMED else {}
+        own = DATASET_DEFAULTS.get(str(members[0].settings.get("dataset")), {})
+        usual = _plain({**defaults, **own}) if len(differing) > _NAMED else {}
         named = (_label(name, value) for name, value in key if value != usual.get(name, ""))
-        label = ", ".join(filter(None, named)) or ("defaults" if usual else "")
+        label = _joined(*named) or ("defaults" if usual else "")
         # What differs is, here, that nothing is set.
         label = label or ", ".join(f"{name.replace('_', '-')} none" for name, _ in key)
         if len({run.settings.get("seed") for run in members}) == len(members):
             found.append(Group(label, members))
         else:
-            own = [", ".join(filter(None, (label, str(run.folder)))) for run in members]
-            found += [Group(text, [run]) for text, run in zip(own, members, strict=True)]
+            found += [Group(_joined(label, str(run.folder)), [run]) for run in members]
     if len(found) == 1 and not found[0].label:
-        return [Group(_common_name(found[0].runs), found[0].runs)]
+        return [Group(str(runs[0].folder) if len(runs) == 1 else "all", found[0].runs)]
     return found
 
 
@@ -176,15 +84,6 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _defaults(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return the defaults of every command's settings, as texts, for one dataset."""
-    found: dict[str, Any] = {}
-    for kind in (ConvNetSettings, TorchMLPSettings, NumpyMLPSettings):
-        found |= {field.name: field.default for field in dataclasses.fields(kind)}
-    found |= DATASET_DEFAULTS.get(str(settings.get("dataset")), {})
-    return _plain(found)
-
-
 def _label(name: str, value: str | None) -> str:
     if value is None or (name in ("epochs", "max_steps") and value == "none"):
         return ""
@@ -195,21 +94,12 @@ def _label(name: str, value: str | None) -> str:
     return f"{name.replace('_', '-')} {value}"
 
 
-def _common_name(runs: Sequence[RunRecord]) -> str:
-    return str(runs[0].folder) if len(runs) == 1 else "all"
+def _joined(*parts: str) -> str:
+    return ", ".join(filter(None, parts))
 
 
 def _seeds(group: Group) -> str:
     return f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
-
-
-def mean_curve(curves: Sequence[tuple[Values, Values]]) -> tuple[Values, Values] | None:
-    """Return the mean of curves over the same points, as far as all go; None where those differ."""
-    length = min(len(x) for x, _ in curves)
-    first = curves[0][0][:length]
-    if length == 0 or any(not np.allclose(x[:length], first) for x, _ in curves):
-        return None
-    return first, np.mean([y[:length] for _, y in curves], axis=0)
 
 
 def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> None:
@@ -234,7 +124,7 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
     for i, group in enumerate(groups):
         # Neighbours differ in colour and in style, so that one shows through another on top of it.
         look: dict[str, Any] = {
-            "color": _COLOURS[i % len(_COLOURS)],
+            "color": PALETTE[i % len(PALETTE)],
             "linestyle": _STYLES[i % len(_STYLES)],
         }
         for axes, quantity in zip(panels, QUANTITIES, strict=True):
@@ -267,13 +157,10 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
     # As they are: Matplotlib leaves out labels that begin with _, and reads formulas between $.
     for text, i in zip(legend.get_texts(), handles, strict=True):
         text.set(text=names[i], parse_math=False)
-    FigureCanvasAgg(figure)
-    content = io.BytesIO()
     with warnings.catch_warnings():
         # A name in a script that the font lacks is drawn as boxes; the table has it.
         warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
-        figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
-    write_atomically(path, content.getvalue())
+        save(path, figure, dpi=130)
 
 
 def table(groups: Sequence[Group]) -> list[str]:
@@ -282,8 +169,7 @@ def table(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         several = len(group.runs) > 1
         for run in group.runs:
-            seed = f"seed {run.settings.get('seed')}" if several else ""
-            what = ", ".join(filter(None, (group.label, seed)))
+            what = _joined(group.label, f"seed {run.settings.get('seed')}" if several else "")
             if run.summary is None:
                 test, seconds = f"unfinished, step {run.last_step}", run.rows[-1].seconds
             else:
@@ -297,7 +183,7 @@ def table(groups: Sequence[Group]) -> list[str]:
             counts = [len(values) for values in (done, best_ones) if len(values) > 1]
             if counts:
                 of = " and ".join(map(str, dict.fromkeys(counts)))
-                what = ", ".join(filter(None, (group.label, f"mean ± deviation of {of}")))
+                what = _joined(group.label, f"mean ± deviation of {of}")
                 lines.append(("", _mean(done), _mean(best_ones), "", what))
     cells = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

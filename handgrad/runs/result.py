@@ -16,8 +16,9 @@ from handgrad.data import Dataset
 from handgrad.data.preprocess import Preprocessing
 from handgrad.environment import peak_memory_bytes
 from handgrad.files import write_atomically
+from handgrad.runs.declare import text_of
 from handgrad.runs.folder import MODEL, REPORT, SUMMARY, read_config, to_json
-from handgrad.runs.settings import TrainSettings
+from handgrad.runs.settings import LOOKING, TrainSettings, changed_settings, options_for
 from handgrad.training.checkpoint import save_arrays
 from handgrad.training.evaluation import Evaluation
 from handgrad.training.loop import Loop
@@ -113,9 +114,12 @@ class Result:
         """
         from handgrad.pictures import page
 
+        changed = {n: v for n, v in changed_settings(self.settings).items() if n not in LOOKING}
         result = page.Result(
             folder=self.folder,
-            settings=self.settings,
+            settings={name: text_of(value) for name, value in asdict(self.settings).items()},
+            defaults={name: text_of(default) for name, (_, default) in changed.items()},
+            options=options_for(self.settings),
             config=read_config(self.folder),
             summary=summary,
             rows=self.rows,

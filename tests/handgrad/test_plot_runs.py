@@ -17,8 +17,10 @@ from matplotlib.image import imread
 from handgrad.backends.mlp_numpy import NumpyMLPSettings
 from handgrad.backends.mlp_torch import TorchMLPSettings
 from handgrad.errors import UserError
-from handgrad.plot_runs import main
-from handgrad.runs.overlay import find_runs, group_runs, mean_curve, read_run, table
+from handgrad.pictures.curves import mean_curve
+from handgrad.plot_runs import _DEFAULTS, main
+from handgrad.runs.overlay import group_runs, table
+from handgrad.runs.record import find_runs, read_run
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.metrics import MetricsFile, Row
 
@@ -50,7 +52,8 @@ def _make(
 
 
 def _labels(*folders: Path) -> list[str]:
-    return [group.label for group in group_runs([read_run(folder) for folder in folders])]
+    groups = group_runs([read_run(folder) for folder in folders], _DEFAULTS)
+    return [group.label for group in groups]
 
 
 def _plot(*arguments: object) -> int:
@@ -99,7 +102,7 @@ def test_seeds_make_one_group_with_a_mean(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.8, 0.9)):
         _make(tmp_path / f"a{seed}", replace(DIGITS, seed=seed), accuracy=accuracy)
     _make(tmp_path / "b", replace(DIGITS, lr=1.0), accuracy=0.5)
-    groups = group_runs([read_run(folder) for folder in find_runs([tmp_path])])
+    groups = group_runs([read_run(folder) for folder in find_runs([tmp_path])], _DEFAULTS)
     assert [(g.label, len(g.runs)) for g in groups] == [("lr 0.1", 2), ("lr 1", 1)]
     lines = table(groups)
     assert "0.8500 ± 0.0707" in lines[3] and lines[3].endswith("lr 0.1, mean ± deviation of 2")
@@ -112,7 +115,7 @@ def test_a_mean_is_of_all_runs_that_have_a_value(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.0, 0.5, 0.7)):
         own = replace(DIGITS, seed=seed)
         _make(tmp_path / f"{seed}", own, accuracy=accuracy, finished=seed > 0)
-    lines = table(group_runs([read_run(folder) for folder in find_runs([tmp_path])]))
+    lines = table(group_runs([read_run(folder) for folder in find_runs([tmp_path])], _DEFAULTS))
     assert "0.6000 ± 0.1414" in lines[-1] and "0.4000 ± 0.3606" in lines[-1]
     assert lines[-1].endswith("mean ± deviation of 2 and 3")
 

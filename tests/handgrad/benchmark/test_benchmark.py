@@ -96,14 +96,12 @@ def test_a_contender_goes_through_all_batches(
 
 
 def test_a_worker_answers_and_ends() -> None:
-    worker = workers.Worker("ours", SMALL, 1)
-    try:
+    with workers.Race(threads=1) as race:
+        worker = race.enter("it", "ours", SMALL)
         seconds = worker.run(3)
         assert len(seconds) == 3 and all(s > 0 for s in seconds)
         assert worker.about["core"]
-        assert workers.race({"it": worker}, 2, 0.001)["it"].median > 0
-    finally:
-        worker.close()
+        assert race.run(2, 0.001)["it"].median > 0
     assert worker._process.returncode == 0
 
 
@@ -115,10 +113,13 @@ def test_a_worker_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_openblas_is_held_or_not_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
-    both = [workers.Worker("matmul", {"n": 8}, 1, own_choice=own) for own in (True, False)]
-    with workers.closing(both):
-        own, held = (worker.about for worker in both)
+    with workers.Race(threads=1) as race:
+        own, held = (
+            race.enter(str(own_choice), "matmul", {"n": 8}, own_choice).about
+            for own_choice in (True, False)
+        )
     if held["blas"] == "openblas" and held["core"]:
         assert held["core"].lower() == "haswell"
     assert steps._choices() == ("", ", held")

@@ -19,7 +19,6 @@ import pytest
 
 from handgrad import load_run
 from handgrad.backends.command import train_mlp_numpy as main
-from handgrad.backends.mlp_numpy import NumpyMLPSettings
 from handgrad.data import load_dataset
 from handgrad.data.dataset import Dataset, Split
 from handgrad.pictures.page import Result, most_confident_mistakes, png, render, thinned
@@ -159,7 +158,14 @@ def _result(**changes: Any) -> Result:
     }  # fmt: skip
     values: dict[str, Any] = {
         "folder": Path("runs/<&\"'>"),
-        "settings": NumpyMLPSettings(data_dir="<&>", dataset="mnist"),
+        "settings": {
+            "data_dir": "<&>",
+            "dataset": "mnist",
+            "batch_size": "128",
+            "schedule": "step",
+        },
+        "defaults": {"data_dir": "none", "dataset": "digits"},
+        "options": ["--dataset", "mnist"],
         "config": {"commands": ["train-mlp-numpy --out '</pre>&amp;'"], "processes": 2},
         "summary": summary,
         "rows": [
@@ -285,7 +291,7 @@ def _contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 def test_colours_can_be_told_apart(dark: bool) -> None:
     from handgrad.pictures import page as report
 
-    sheets = re.findall(r":root \{(.*?)\}", report._STYLE, re.DOTALL)
+    sheets = re.findall(r":root \{(.*?)\}", render(_result()), re.DOTALL)
     colours = dict(re.findall(r"--(\w+): ([^;]+);", sheets[dark]))
 
     def colour(name: str) -> tuple[float, ...]:

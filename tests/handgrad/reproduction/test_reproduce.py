@@ -20,22 +20,19 @@ from matplotlib.image import imread
 
 from handgrad.errors import UserError
 from handgrad.files import locked
-from handgrad.reproduction import command as reproduce
-from handgrad.reproduction import runs
+from handgrad.reproduction import command, reproduce, runs
 from handgrad.reproduction.page import duration, mean_and_spread
 from handgrad.reproduction.rows import SECTIONS, Experiment, Section
 from handgrad.reproduction.runs import Commands, Run
 from handgrad.training.checkpoint import Checkpoint
 
 REAL = [experiment for section in SECTIONS for experiment in section.experiments]
-SHORT = Experiment(
-    "short", "train-mlp-numpy --epochs 2", "0.9 or so", 0.9, 1, "--epochs 1", (0, 1), figure=True
-)
+SHORT = Experiment("short", "train-mlp-numpy --epochs 2", "0.9 or so", 1, "--epochs 1", (0, 1))
 LONG = Experiment(
     "long", "train-mlp-numpy --max-steps 1000000000 --eval-every 50 --hidden-dims 16",
-    "0.5", 0.5, 2, "--max-steps 5", measure="validation",
+    "0.5 (validation)", 2, "--max-steps 5", figure=False,
 )  # fmt: skip
-TORCH = Experiment("torch", "train-mlp-pytorch --max-steps 5", "a figure", None, 3, "")
+TORCH = Experiment("torch", "train-mlp-pytorch --max-steps 5", "a figure", 3, "", figure=False)
 
 
 def _use(monkeypatch: pytest.MonkeyPatch, *experiments: Experiment) -> None:
@@ -67,7 +64,7 @@ def test_page_pictures_and_nothing_twice(
 ) -> None:
     _use(monkeypatch, LONG, SHORT)
     argv = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "page")]
-    assert reproduce.main([*argv, "--only", "short"]) == 0
+    assert command.main([*argv, "--only", "short"]) == 0
     page = (tmp_path / "page/results.md").read_text()
     (row,) = [line for line in page.splitlines() if line.startswith("| `short`")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
@@ -84,7 +81,7 @@ def test_page_pictures_and_nothing_twice(
     capsys.readouterr()
 
     monkeypatch.setattr(Commands, "run", lambda *_: pytest.fail("run again"))
-    assert reproduce.main([*argv, "--only", "short"]) == 0
+    assert command.main([*argv, "--only", "short"]) == 0
     assert capsys.readouterr().out.count("finished before") == 2
     assert (tmp_path / "page/results.md").read_text() == page
 
@@ -118,7 +115,7 @@ def test_an_interrupted_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(subprocess.Popen, "wait", wait)
-        assert reproduce.main(argv) == 143
+        assert command.main(argv) == 143
     assert "goes on from here" in capsys.readouterr().err
     before = run.cost()
     assert before is not None
@@ -131,7 +128,7 @@ def test_an_interrupted_run_goes_on(
     _change(run.folder / "config.json", settings={"max_steps": steps})
     _use(monkeypatch, shorter)
     run = Run(shorter, 0, tmp_path, False)
-    assert reproduce.main(argv) == 0
+    assert command.main(argv) == 0
     assert "going on from step" in run.log.read_text()
     result = run.result()
     assert result is not None and result.cost is not None and result.summary["steps"] == steps
@@ -145,14 +142,14 @@ def test_what_was_killed_before_its_first_checkpoint_begins_anew(
     short = replace(SHORT, seeds=(0,))
     _use(monkeypatch, short)
     argv = ["--runs", str(tmp_path)]
-    assert reproduce.main(argv) == 0
+    assert command.main(argv) == 0
     run = Run(short, 0, tmp_path, False)
     for path in run.folder.iterdir():
         if path.name not in ("config.json", "metrics.csv"):
             path.unlink()
     cost = runs.Cost(begun=1, date="2000-01-01")  # killed with us: nobody knows how long it took
     run._write(cost)
-    assert reproduce.main(argv) == 0
+    assert command.main(argv) == 0
     after = run.cost()
     assert after is not None and after.begun == 2 and "≥" in (tmp_path / "results.md").read_text()
 
@@ -162,25 +159,25 @@ def test_a_run_of_other_settings_is_left_alone(
 ) -> None:
     _use(monkeypatch, replace(SHORT, seeds=(0,)))
     argv = ["--runs", str(tmp_path)]
-    assert reproduce.main(argv) == 0
+    assert command.main(argv) == 0
     capsys.readouterr()
     _use(monkeypatch, replace(SHORT, seeds=(0,), command="train-mlp-numpy --epochs 2 --lr 0.05"))
-    assert reproduce.main(argv) == 2
+    assert command.main(argv) == 2
     message = capsys.readouterr().err
     assert "short/seed-0" in message.replace(os.sep, "/") and "lr 0.1" in message
     assert message.count("\n") == 1
     (tmp_path / "short/seed-0/config.json").unlink()
-    assert reproduce.main(argv) == 2
+    assert command.main(argv) == 2
     assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_a_failure_does_not_keep_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = Experiment("broken", "train-mlp-numpy --lr 1e30", "-", None, 0.5, "")
+    broken = Experiment("broken", "train-mlp-numpy --lr 1e30", "-", 0.5, "", figure=False)
     monkeypatch.setattr(reproduce.importlib.util, "find_spec", lambda name: None)
     _use(monkeypatch, broken, replace(SHORT, seeds=(0,)), TORCH)
-    assert reproduce.main(["--runs", str(tmp_path)]) == 1
+    assert command.main(["--runs", str(tmp_path)]) == 1
     out, err = capsys.readouterr()
     assert "short, seed 0: test accuracy" in out
     assert "broken, seed 0: exit status 2: error:" in err
@@ -192,7 +189,7 @@ def test_a_shortened_run_has_its_own_place(tmp_path: Path, monkeypatch: pytest.M
     _use(monkeypatch, SHORT)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    assert reproduce.main(["--quick"]) == 0
+    assert command.main(["--quick"]) == 0
     page = (tmp_path / "runs/reproduce-quick/results-quick.md").read_text()
     assert "`short`, shortened" in page and "Shortened trainings" in page
     assert "--epochs 1" in page
@@ -220,7 +217,7 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main(argv) == 2
+    assert command.main(argv) == 2
     message = capsys.readouterr().err
     assert expected in message and message.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -229,7 +226,7 @@ def test_mistakes_are_one_line(
 def test_one_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("fcntl")
     with locked(tmp_path):
-        assert reproduce.main(["--runs", str(tmp_path)]) == 2
+        assert command.main(["--runs", str(tmp_path)]) == 2
     assert "another reproduce is at work" in capsys.readouterr().err
 
 
@@ -240,7 +237,7 @@ def _finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         _use(patch, SHORT)
-        assert reproduce.main(["--runs", str(folder)]) == 0
+        assert command.main(["--runs", str(folder)]) == 0
     return folder
 
 
@@ -263,7 +260,7 @@ def test_a_run_without_its_record_is_finished(
     (finished / "short/seed-1.json").unlink()
     (finished / "short/seed-1/checkpoint.safetensors").unlink()
     before = _files(finished / "short")
-    assert reproduce.main(["--runs", str(finished)]) == 0
+    assert command.main(["--runs", str(finished)]) == 0
     assert _files(finished / "short") == before
     assert capsys.readouterr().out.count("finished before") == 2
     page = (finished / "results.md").read_text()
@@ -277,7 +274,7 @@ def test_what_cannot_go_on_is_not_removed(
     for name in ("summary.json", "checkpoint.safetensors"):
         (finished / "short/seed-1" / name).unlink()
     before = _files(finished / "short")
-    assert reproduce.main(["--runs", str(finished)]) == 1
+    assert command.main(["--runs", str(finished)]) == 1
     assert _files(finished / "short") == before
     assert "without a checkpoint" in capsys.readouterr().err
 
@@ -294,7 +291,7 @@ def test_nothing_is_touched_under_a_training_that_goes_on(
             path.unlink()
     before = _files(finished / "short")
     with locked(folder):
-        assert reproduce.main(["--runs", str(finished)]) == 1
+        assert command.main(["--runs", str(finished)]) == 1
     out, err = capsys.readouterr()
     assert "another process is still training in" in err and "seed 1: finished before" in out
     assert "not finished: short, seed 0" in err
@@ -327,7 +324,7 @@ def test_settings_that_came_later_have_their_defaults(finished: Path) -> None:
     for name in ("live", "report", "warmup_steps"):
         del config["settings"][name]
     path.write_text(json.dumps(config))
-    assert reproduce.main(["--runs", str(finished)]) == 0
+    assert command.main(["--runs", str(finished)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -346,7 +343,7 @@ def test_a_damaged_run_does_not_keep_the_others(
     name: str, content: str, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (finished / "short" / name).write_text(content)
-    assert reproduce.main(["--runs", str(finished)]) == 1
+    assert command.main(["--runs", str(finished)]) == 1
     out, err = capsys.readouterr()
     first, last = err.splitlines()
     assert str(Path("short") / name) in first and last == "not finished: short, seed 0"
@@ -357,11 +354,11 @@ def test_a_damaged_run_does_not_keep_the_others(
 def test_curves_of_different_lengths_are_drawn(finished: Path) -> None:
     metrics = finished / "short/seed-1/metrics.csv"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-2]))
-    assert reproduce.main(["--runs", str(finished)]) == 0
+    assert command.main(["--runs", str(finished)]) == 0
 
 
 def test_the_page_keeps_seeds_that_are_not_asked_for(finished: Path) -> None:
-    assert reproduce.main(["--runs", str(finished), "--seeds", "1"]) == 0
+    assert command.main(["--runs", str(finished), "--seeds", "1"]) == 0
     page = (finished / "results.md").read_text()
     assert "| 0, 1 |" in page and "--seed S`" in page
 
@@ -372,16 +369,16 @@ def test_what_is_not_asked_for_is_not_in_the_way(
     _use(monkeypatch, LONG, SHORT)
     (finished / "long").mkdir()
     (finished / "long/seed-0").write_text("a stray file")
-    assert reproduce.main(["--runs", str(finished), "--only", "short"]) == 0
+    assert command.main(["--runs", str(finished), "--only", "short"]) == 0
     assert "| not run |" in (finished / "results.md").read_text()
-    assert reproduce.main(["--runs", str(finished)]) == 2
+    assert command.main(["--runs", str(finished)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
 
 
 def test_standard_error_may_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _use(monkeypatch, replace(SHORT, seeds=(0,)))
     monkeypatch.setattr(sys, "stderr", None)
-    assert reproduce.main(["--runs", str(tmp_path), "--quick"]) == 0
+    assert command.main(["--runs", str(tmp_path), "--quick"]) == 0
 
 
 def test_whatever_goes_wrong_while_waiting_ends_the_training(
@@ -401,7 +398,7 @@ def test_whatever_goes_wrong_while_waiting_ends_the_training(
 
 
 def test_the_rows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert reproduce.main(["--list"]) == 0
+    assert command.main(["--list"]) == 0
     out = capsys.readouterr().out
     assert all(f"  {e.name} " in out and e.command in out for e in REAL)
 
