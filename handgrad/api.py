@@ -17,11 +17,11 @@ from handgrad.backends.registry import NETWORKS, Network
 from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import DataError, UserError
 from handgrad.files import read_json
-from handgrad.runs.command_line import Command, check_resumable
+from handgrad.runs.command_line import Command, check_resumable, compose
 from handgrad.runs.declare import check_types, nearest, unpack_type
 from handgrad.runs.folder import CONFIG, METRICS, MODEL, SUMMARY
 from handgrad.runs.run import Run
-from handgrad.runs.settings import compose, options_for, settings_from_dict
+from handgrad.runs.settings import options_for, settings_from_dict
 from handgrad.runs.trained import TrainedRun
 from handgrad.training.checkpoint import load_arrays
 from handgrad.training.metrics import read_metrics

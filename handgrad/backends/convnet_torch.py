@@ -36,45 +36,21 @@ class ConvNetSettings(TorchSettings):
 
 PRESETS = {
     "uva-2018": Preset(
-        {
-            **WATCH_TEST,
-            "model": "vgg",
-            "optimizer": "adam",
-            "lr": 1e-4,
-            "max_steps": 5000,
-            "batch_size": 32,
-            "eval_every": 500,
-        },
+        f"{WATCH_TEST} --model vgg --optimizer adam --lr 1e-4 --max-steps 5000 --batch-size 32 "
+        "--eval-every 500",
         "CIFAR-10, the small VGG of Amsterdam's assignment of 2018",
         "0.7482",
     ),
     "vu-mnist": Preset(
-        {
-            "dataset": "mnist",
-            "model": "vu-convnet",
-            "optimizer": "adam",
-            "lr": 1e-4,
-            "weight_decay": 1e-4,
-            "batch_size": 32,
-            "epochs": 20,
-        },
+        "--dataset mnist --model vu-convnet --optimizer adam --lr 1e-4 --weight-decay 1e-4 "
+        "--batch-size 32 --epochs 20",
         "MNIST, the convolutional network of Vrije Universiteit's assignment 2",
         "0.9926",
     ),
-    # The best of a search on the validation split of seed 0: network, augmentation, epochs.
+    # Found on the validation split of seed 0: network, augmentation, epochs.
     "best-mnist": Preset(
-        {
-            "dataset": "mnist",
-            "model": "small-vgg",
-            "augment": ("crop",),
-            "optimizer": "adamw",
-            "lr": 2e-3,
-            "weight_decay": 1e-2,
-            "schedule": "cosine",
-            "warmup_steps": 200,
-            "batch_size": 128,
-            "epochs": 12,
-        },
+        "--dataset mnist --model small-vgg --augment crop --optimizer adamw --lr 2e-3 "
+        "--weight-decay 1e-2 --schedule cosine --warmup-steps 200 --batch-size 128 --epochs 12",
         "MNIST, the best that was found: a small VGG on shifted images",
         "0.9968",
     ),

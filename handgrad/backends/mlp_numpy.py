@@ -73,91 +73,53 @@ class NumpyMLPSettings(MLPSettings):
     )
 
 
-# Vrije Universiteit, assignment 2: the last 5,000 training images validate.
-_VU: dict[str, Any] = {
-    "dataset": "mnist",
-    "engine": "graph",
-    "validation_images": "last",
-    "validation_size": 5000.0,
-    "batch_size": 128,
-    "epochs": 20,
-}
-
+# Amsterdam's assignment of 2018: its defaults, and its habit of watching the test set while
+# training. No validation split: all 50,000 images are trained on.
+UVA_2018 = (
+    "--dataset cifar10 --hidden-dims 100 --lr 2e-3 --max-steps 1500 --batch-size 200 "
+    "--eval-every 100 --eval-splits test --validation-size 0 --weight-std 1e-4 "
+    "--preprocess mean-image"
+)
+# Vrije Universiteit's assignment 2: the last 5,000 training images validate.
+_VU = (
+    "--dataset mnist --engine graph --validation-images last --validation-size 5000 "
+    "--batch-size 128 --epochs 20"
+)
 PRESETS = {
-    # Its defaults, and its habit of watching the test set while training. No validation split: all
-    # 50,000 images are trained on.
     "uva-2018": Preset(
-        {
-            "dataset": "cifar10",
-            "hidden_dims": (100,),
-            "lr": 2e-3,
-            "max_steps": 1500,
-            "batch_size": 200,
-            "eval_every": 100,
-            "eval_splits": ("test",),
-            "validation_size": 0.0,
-            "weight_std": 1e-4,
-            "preprocess": "mean-image",
-        },
+        UVA_2018,
         "CIFAR-10, one hidden layer of 100, as Amsterdam's assignment of 2018 has it",
         "0.4552",
     ),
-    # The best of a search on the validation split of seed 0: widths, dropout, weight decay, epochs.
+    # Found on the validation split of seed 0: widths, dropout, weight decay, epochs.
     "best": Preset(
-        {
-            "dataset": "cifar10",
-            "hidden_dims": (1024, 512, 256),
-            "batch_norm": True,
-            "dropout": 0.1,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 3e-3,
-            "schedule": "cosine",
-            "batch_size": 256,
-            "epochs": 20,
-        },
+        "--dataset cifar10 --hidden-dims 1024 512 256 --batch-norm --dropout 0.1 --lr 0.1 "
+        "--momentum 0.9 --nesterov --weight-decay 3e-3 --schedule cosine --batch-size 256 "
+        "--epochs 20",
         "CIFAR-10, the best that was found: 1024-512-256 with batch normalisation",
         "0.5864",
     ),
     "mnist": Preset(
-        {
-            "dataset": "mnist",
-            "hidden_dims": (512, 256),
-            "batch_norm": True,
-            "dropout": 0.3,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "schedule": "cosine",
-            "epochs": 15,
-        },
+        "--dataset mnist --hidden-dims 512 256 --batch-norm --dropout 0.3 --lr 0.1 "
+        "--momentum 0.9 --schedule cosine --epochs 15",
         "MNIST in half a minute: 512-256 with batch normalisation",
         "0.9844",
     ),
     "vu-sigmoid": Preset(
-        {**_VU, "hidden_dims": (3136,), "activation": "sigmoid", "lr": 0.1},
+        f"{_VU} --hidden-dims 3136 --activation sigmoid --lr 0.1",
         "MNIST on the graph, one layer of sigmoids, as Vrije Universiteit's assignment 2 has it",
         "0.9704",
     ),
-    "vu-relu": Preset({**_VU, "hidden_dims": (3136,), "lr": 0.1}, "the same with ReLU", "0.9824"),
+    "vu-relu": Preset(f"{_VU} --hidden-dims 3136 --lr 0.1", "the same with ReLU", "0.9824"),
     "vu-momentum": Preset(
-        {**_VU, "hidden_dims": (1568, 784, 392), "lr": 0.02, "momentum": 0.9},
+        f"{_VU} --hidden-dims 1568 784 392 --lr 0.02 --momentum 0.9",
         "MNIST on the graph, three layers, momentum, as the same assignment has it",
         "0.9835",
     ),
-    # Chosen on those validation images: widths, dropout, augmentation, epochs.
+    # Found on those validation images: widths, dropout, augmentation, epochs.
     "vu-best": Preset(
-        {
-            **_VU,
-            "hidden_dims": (1024, 512),
-            "input_dropout": 0.1,
-            "dropout": 0.3,
-            "augment": ("crop",),
-            "lr": 0.05,
-            "momentum": 0.9,
-            "schedule": "cosine",
-            "epochs": 40,
-        },
+        f"{_VU} --hidden-dims 1024 512 --input-dropout 0.1 --dropout 0.3 --augment crop --lr 0.05 "
+        "--momentum 0.9 --schedule cosine --epochs 40",
         "MNIST on the graph, the best that was found",
         "0.9888",
     ),

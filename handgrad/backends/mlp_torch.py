@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from handgrad.backends import mlp_numpy
 from handgrad.backends.common import check_last_batch
-from handgrad.backends.mlp_numpy import MLPSettings, build_mlp
+from handgrad.backends.mlp_numpy import UVA_2018, MLPSettings, build_mlp
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.data import Dataset
 from handgrad.errors import UserError
@@ -31,64 +31,29 @@ class TorchMLPSettings(TorchSettings, MLPSettings):
             raise UserError(f"--norm {self.norm} is for a network with --batch-norm")
 
 
-# As the course does: the test set is watched, nothing is held out.
-WATCH_TEST: dict[str, Any] = {
-    "dataset": "cifar10", "eval_splits": ("test",), "validation_size": 0.0
-}  # fmt: skip
-
+# As Amsterdam's course does: the test set is watched, nothing is held out.
+WATCH_TEST = "--dataset cifar10 --eval-splits test --validation-size 0"
 PRESETS = {
-    "uva-2018": Preset(
-        mlp_numpy.PRESETS["uva-2018"].values,
-        "CIFAR-10, one hidden layer of 100, as Amsterdam's assignment of 2018 has it",
-        "0.4575",
-    ),
+    "uva-2018": Preset(UVA_2018, mlp_numpy.PRESETS["uva-2018"].about, "0.4575"),
     "uva-report": Preset(
-        {
-            **WATCH_TEST,
-            "hidden_dims": (200, 200, 100),
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "max_steps": 3000,
-            "batch_size": 200,
-            "eval_every": 100,
-        },
+        f"{WATCH_TEST} --hidden-dims 200 200 100 --optimizer adam --lr 2e-4 --max-steps 3000 "
+        "--batch-size 200 --eval-every 100",
         "CIFAR-10, 200-200-100, the best network of a student's report on that assignment",
         "0.5124",
     ),
-    # The best of a search on the validation split of seed 0, a tenth of the images: widths, depth,
-    # both kinds of dropout, label smoothing, weight decay, epochs. Then trained on all of them.
+    # Found on the validation split of seed 0, a tenth of the images: widths, depth, both kinds of
+    # dropout, label smoothing, weight decay, epochs. Then trained on all of them.
     "best": Preset(
-        {
-            "dataset": "cifar10",
-            "validation_size": 0.0,
-            "hidden_dims": (3072, 1536, 768),
-            "batch_norm": True,
-            "dropout": 0.3,
-            "input_dropout": 0.3,
-            "label_smoothing": 0.1,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 2e-3,
-            "schedule": "cosine",
-            "warmup_steps": 200,
-            "batch_size": 256,
-            "epochs": 24,
-        },
+        "--dataset cifar10 --validation-size 0 --hidden-dims 3072 1536 768 --batch-norm "
+        "--dropout 0.3 --input-dropout 0.3 --label-smoothing 0.1 --lr 0.1 --momentum 0.9 "
+        "--nesterov --weight-decay 2e-3 --schedule cosine --warmup-steps 200 --batch-size 256 "
+        "--epochs 24",
         "CIFAR-10, the best that was found: 3072-1536-768, trained on all images",
         "0.6037",
     ),
     "vu-mnist": Preset(
-        {
-            "dataset": "mnist",
-            "hidden_dims": (4096, 1024, 128),
-            "dropout": 0.3,
-            "lr": 1e-3,
-            "momentum": 0.9,
-            "weight_decay": 1e-4,
-            "batch_size": 32,
-            "epochs": 20,
-        },
+        "--dataset mnist --hidden-dims 4096 1024 128 --dropout 0.3 --lr 1e-3 --momentum 0.9 "
+        "--weight-decay 1e-4 --batch-size 32 --epochs 20",
         "MNIST, 4096-1024-128, the MLP of Vrije Universiteit's assignment 2",
         "0.9825",
     ),

@@ -40,7 +40,7 @@ _ENGINES = ("modules", "graph", "pytorch")
 _YOURS = "yours"
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
 # Masks of dropout are drawn from generators of each engine's own.
-_PRESETS = {n: preset for n, preset in PRESETS.items() if not preset.values.get("dropout")}
+_PRESETS = {n: preset for n, preset in PRESETS.items() if "--dropout" not in preset.options}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from handgrad.console import Parser
+from handgrad.data.sources import cifar10, mnist
 from handgrad.errors import UserError
-from handgrad.runs.declare import option_of, unpack_type
-from handgrad.runs.settings import Preset, SettingsT, TrainSettings, compose
+from handgrad.runs.declare import nearest, option_of, unpack_type
+from handgrad.runs.settings import Preset, SettingsT, TrainSettings
 
 # Other spellings of the two courses; hyphens and underscores are interchangeable everywhere.
 _ALIASES = {
@@ -81,7 +82,7 @@ def parse_command_line(
         UserError: an option or a value is not acceptable.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _make_parser(kind, presets, description, prog)
+    parser = _make_parser(kind, presets, description, prog, kind.not_offered)
     explicit = vars(parser.parse_args([_canonical(token) for token in argv]))
     resume = explicit.pop("resume", None)
     preset = explicit.pop("preset", None)
@@ -95,6 +96,46 @@ def parse_command_line(
         text=shlex.join([prog, *argv]),
         invocation=_invocation(prog),
     )
+
+
+def compose(
+    kind: type[SettingsT],
+    presets: Mapping[str, Preset],
+    preset: str | None,
+    explicit: Mapping[str, Any],
+) -> SettingsT:
+    """Return settings: defaults, overridden by a preset, overridden by what is said explicitly.
+
+    Raises:
+        UserError: one of them is not acceptable.
+    """
+    if preset is not None and preset not in presets:
+        raise UserError(f"--preset {preset!r} is unknown{nearest(preset, list(presets))}")
+    if {"epochs", "max_steps"} <= explicit.keys():
+        raise UserError("--epochs and --max-steps exclude each other; give one of them")
+    values = dict(explicit)
+    if preset is not None:
+        options = presets[preset].options.split()
+        values = {
+            **vars(_make_parser(kind, {}, "", "", frozenset()).parse_args(options)),
+            **explicit,
+        }
+    if "dataset" not in values and values.get("data_dir") is not None:
+        values["dataset"] = _dataset_in(Path(values["data_dir"]))
+    values = kind.implied(values)
+    if "epochs" in explicit:
+        values["max_steps"] = None
+    elif "max_steps" in values:
+        values["epochs"] = None
+    settings = kind.checked(values)
+    if settings.schedule != "step" and (given := {"step_size", "gamma"} & explicit.keys()):
+        raise UserError(f"{option_of(min(given))} is for --schedule step")
+    return settings
+
+
+def _dataset_in(folder: Path) -> str:
+    """Return the dataset whose files are below ``folder``: CIFAR-10, unless only MNIST is there."""
+    return "mnist" if not cifar10.is_below(folder) and mnist.is_below(folder) else "cifar10"
 
 
 def check_resumable(given: typing.AbstractSet[str]) -> None:
@@ -117,7 +158,11 @@ def _invocation(prog: str) -> str:
 
 
 def _make_parser(
-    kind: type[TrainSettings], presets: Mapping[str, Preset], description: str, prog: str
+    kind: type[TrainSettings],
+    presets: Mapping[str, Preset],
+    description: str,
+    prog: str,
+    not_offered: frozenset[str],
 ) -> _Parser:
     parser = _Parser(
         prog=prog,
@@ -130,7 +175,7 @@ def _make_parser(
     parser.add_argument(
         "--preset", metavar="NAME", help=f"start from the settings of: {', '.join(presets)}"
     )
-    if "resume" not in kind.not_offered:
+    if "resume" not in not_offered:
         parser.add_argument(
             "--resume",
             metavar="DIR",
@@ -139,7 +184,7 @@ def _make_parser(
     groups = {name: parser.add_argument_group(name) for name in _GROUPS}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        if field.name not in kind.not_offered:
+        if field.name not in not_offered:
             group = groups[kind.groups.get(field.name, "network")]
             group.add_argument(option_of(field.name), **_argument(field, hints[field.name]))
     return parser
@@ -151,8 +196,7 @@ def _about_presets(presets: Mapping[str, Preset]) -> str:
         return ""
     width = max(map(len, presets))
     lines = [
-        f"  {name:<{width}}  {': '.join(filter(None, (preset.about, preset.reached)))}"
-        for name, preset in presets.items()
+        f"  {name:<{width}}  {preset.about}: {preset.reached}" for name, preset in presets.items()
     ]
     return "\n".join(["presets, and the test accuracy they reached:", *lines]) + "\n\n"
 

@@ -5,22 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from handgrad.data.augment import AUGMENTATIONS
 from handgrad.data.dataset import DATASETS
 from handgrad.data.preprocess import PREPROCESSING
-from handgrad.data.sources import cifar10, mnist
 from handgrad.errors import UserError
-from handgrad.runs.declare import (
-    check_bounds,
-    check_types,
-    nearest,
-    option_of,
-    setting,
-    text_of,
-)
+from handgrad.runs.declare import check_bounds, check_types, option_of, setting, text_of
 
 SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 
@@ -40,14 +31,14 @@ class Preset:
     """Named settings: a course's own, or the best that were found on a validation split.
 
     Attributes:
-        values: settings by name.
+        options: as one would type them.
         about: what it is, in a line.
         reached: its test accuracy in ``docs/results.md``.
     """
 
-    values: Mapping[str, Any]
+    options: str
     about: str
-    reached: str = ""
+    reached: str
 
 
 @dataclass(frozen=True)
@@ -207,40 +198,6 @@ class TrainSettings:
         return settings
 
 
-def compose(
-    kind: type[SettingsT],
-    presets: Mapping[str, Preset],
-    preset: str | None,
-    explicit: Mapping[str, Any],
-) -> SettingsT:
-    """Return settings: defaults, overridden by a preset, overridden by what is said explicitly.
-
-    Raises:
-        UserError: one of them is not acceptable.
-    """
-    if preset is not None and preset not in presets:
-        raise UserError(f"--preset {preset!r} is unknown{nearest(preset, list(presets))}")
-    if {"epochs", "max_steps"} <= explicit.keys():
-        raise UserError("--epochs and --max-steps exclude each other; give one of them")
-    values = {**(presets[preset].values if preset is not None else {}), **explicit}
-    if "dataset" not in values and values.get("data_dir") is not None:
-        values["dataset"] = _dataset_in(Path(values["data_dir"]))
-    values = kind.implied(values)
-    if "epochs" in explicit:
-        values["max_steps"] = None
-    elif "max_steps" in values:
-        values["epochs"] = None
-    settings = kind.checked(values)
-    if settings.schedule != "step" and (given := {"step_size", "gamma"} & explicit.keys()):
-        raise UserError(f"{option_of(min(given))} is for --schedule step")
-    return settings
-
-
-def _dataset_in(folder: Path) -> str:
-    """Return the dataset whose files are below ``folder``: CIFAR-10, unless only MNIST is there."""
-    return "mnist" if not cifar10.is_below(folder) and mnist.is_below(folder) else "cifar10"
-
-
 def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
     """Return ``settings`` of a run to be resumed, with the options given this time."""
     changes = dict(overrides)
@@ -259,7 +216,7 @@ def changed_settings(settings: TrainSettings) -> dict[str, tuple[Any, Any]]:
     """
     kind = type(settings)
     chosen = {"dataset": settings.dataset, "optimizer": settings.optimizer}
-    usual = compose(kind, {}, None, chosen)
+    usual = kind(**kind.implied(chosen))
     found = {}
     for field in dataclasses.fields(kind):
         value, default = getattr(settings, field.name), getattr(usual, field.name)
