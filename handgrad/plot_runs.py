@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +72,8 @@ def _main(argv: Sequence[str] | None) -> int:
     preferred = ("validation", "test", "train")
     split = arguments.split or max(preferred, key=lambda name: len(having[name]))
     groups = group_runs(runs, _DEFAULTS)
-    print("\n".join(table(groups)))
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    print("\n".join(table(groups, columns)))
     if not having[split]:
         raise UserError(f"--split {split}: none of these runs was evaluated on it")
     for run in runs:

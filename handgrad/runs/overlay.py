@@ -163,8 +163,13 @@ def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> N
         save(path, figure, dpi=130)
 
 
-def table(groups: Sequence[Group]) -> list[str]:
-    """Return a line a run, with its results, and one for the mean of several seeds."""
+def table(groups: Sequence[Group], columns: int | None = None) -> list[str]:
+    """Return a line a run, with its results, and one for the mean of several seeds.
+
+    Args:
+        groups: from :func:`group_runs`.
+        columns: room for a line; what does not fit goes below, indented. None for any.
+    """
     lines = [("run", "test accuracy", "best validation", "seconds", "what differs")]
     for group in groups:
         several = len(group.runs) > 1
@@ -187,13 +192,16 @@ def table(groups: Sequence[Group]) -> list[str]:
                 lines.append(("", _mean(done), _mean(best_ones), "", what))
     cells = [[printable(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in cells
-    ]
+    found = []
+    for folder, *results, what in cells:
+        numbers = "  ".join(map(str.rjust, results, widths[1:4]))
+        line = f"{folder:<{widths[0]}}  {numbers}"
+        if columns is None or sum(widths) + 8 <= columns:
+            found.append(f"{line}  {what}".rstrip())
+            continue
+        found += [line] if len(line) <= columns else [folder, f"    {numbers}"]
+        found += textwrap.wrap(what, columns, initial_indent="    ", subsequent_indent="    ")
+    return found
 
 
 def _mean(values: Sequence[float]) -> str:

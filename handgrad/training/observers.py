@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from handgrad.training.metrics import MetricsFile, Row
 from handgrad.training.progress import Progress
 from handgrad.training.team import Team
 
+_WIDE = 100  # columns from which the progress bar names the step
 _REPORT_SECONDS = 0.25  # how often the progress bar asks the learner's scalars for their values
 
 
@@ -109,20 +111,21 @@ class ProgressBar(Observer):
         if now - self._reported > _REPORT_SECONDS:
             self._reported = now
             row = training.running_row()
-            text = f"step {row.step}/{training.total_steps}, loss {row.loss:.4f}, "
-            self.bar.set_postfix_str(text + f"accuracy {row.accuracy:.4f}", refresh=False)
+            text = f"loss {row.loss:.4f}, accuracy {row.accuracy:.4f}"
+            if shutil.get_terminal_size().columns >= _WIDE:
+                text = f"step {row.step}/{training.total_steps}, {text}"
+            self.bar.set_postfix_str(text, refresh=False)
 
     def evaluated(self, training: Training, rows: Sequence[Row]) -> None:
         """Print a line."""
         width = len(str(training.total_steps))
-        parts = "   ".join(
-            f"{row.split} loss {row.loss:.4f} accuracy {row.accuracy:.4f}" for row in rows
-        )
+        place = f"step {rows[0].step:>{width}}/{training.total_steps}  epoch {rows[0].epoch:5.2f}"
+        parts = [f"{row.split} loss {row.loss:.4f} accuracy {row.accuracy:.4f}" for row in rows]
+        line = "   ".join([place, *parts])
+        if sys.stdout.isatty() and len(line) > shutil.get_terminal_size().columns:
+            line = f"{place}   " + f"\n{'':{len(place) + 3}}".join(parts)
         with self.bar.external_write_mode(file=sys.stdout):
-            place = (
-                f"step {rows[0].step:>{width}}/{training.total_steps}  epoch {rows[0].epoch:5.2f}"
-            )
-            print(f"{place}   {parts}")
+            print(line)
 
     def end(self, training: Training, error: BaseException | None) -> None:
         """Take the bar away."""

@@ -20,7 +20,7 @@ from handgrad.errors import UserError
 from handgrad.pictures.curves import mean_curve
 from handgrad.plot_runs import _DEFAULTS, main
 from handgrad.runs.overlay import group_runs, table
-from handgrad.runs.record import find_runs, read_run
+from handgrad.runs.record import RunRecord, find_runs, read_run
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.metrics import MetricsFile, Row
 
@@ -307,3 +307,18 @@ def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:
     assert find_runs([folder, tmp_path, folder]) == [folder]
     with pytest.raises(UserError, match="does not exist"):
         find_runs([tmp_path / "x"])
+
+
+def test_the_table_fits_a_terminal() -> None:
+    rows = [Row(3, 1.0, "validation", 0.5, 0.75, 0.1, 2.0)]
+    settings: list[dict[str, Any]] = [{"lr": 0.1, "hidden_dims": [1024, 512]}, {"lr": 0.2}]
+    folders = [Path("runs/a-rather-long-name-of-a-folder"), Path("runs/" + "x" * 80)]
+    runs = [
+        RunRecord(folder, "train-mlp-numpy", mine, rows, None)
+        for folder, mine in zip(folders, settings, strict=True)
+    ]
+    groups = group_runs(runs, {})
+    wide, narrow = table(groups), table(groups, 80)
+    assert len(wide) == 3 and max(map(len, wide)) > 80
+    assert all(len(line) <= 80 or line == str(folders[1]) for line in narrow)
+    assert "".join(" ".join(wide).split()) == "".join(" ".join(narrow).split()), "all is there"
