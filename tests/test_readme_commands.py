@@ -188,9 +188,8 @@ def _short_and_once(
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the benchmarks small: this is about the commands, not about what they measure."""
-    monkeypatch.setattr(
-        steps, "WORKLOADS", {"B small": {"sizes": (6, 5, 4), "batch_size": 4, "momentum": 0.9}}
-    )
+    small = {"sizes": (6, 5, 4), "batch_size": 4, "lr": 0.01, "momentum": 0.9}
+    monkeypatch.setattr(steps, "WORKLOADS", {"B small": small})
     monkeypatch.setattr(steps, "_RACE", tuple(r for r in steps._RACE if r[1] in ("eager", "ours")))
     monkeypatch.setattr(steps, "_SGEMM_SIZES", (64,))
     monkeypatch.setattr(steps, "_COPIED_BYTES", 1 << 16)

@@ -12,25 +12,24 @@ from handgrad.benchmark.report import Report
 from handgrad.benchmark.workers import Race
 from handgrad.environment import held_by
 
-WORKLOADS: dict[str, dict[str, Any]] = {
-    "A 3072-100-10, batch 200": {"sizes": (3072, 100, 10), "batch_size": 200},
-    "A2 3072-128-10, batch 128": {"sizes": (3072, 128, 10), "batch_size": 128},
-    "B 784-1568-784-392-10, batch 128, momentum": {
-        "sizes": (784, 1568, 784, 392, 10),
-        "batch_size": 128,
-        "momentum": 0.9,
-    },
-    "C 3072-200-200-100-10, batch 200, momentum": {
-        "sizes": (3072, 200, 200, 100, 10),
-        "batch_size": 200,
-        "momentum": 0.9,
-    },
-    "D 3072-1024-1024-10, batch 512, momentum": {
-        "sizes": (3072, 1024, 1024, 10),
-        "batch_size": 512,
-        "momentum": 0.9,
-    },
-}
+
+def _workload(
+    letter: str, batch_size: int, *sizes: int, momentum: float = 0.0
+) -> tuple[str, dict[str, Any]]:
+    name = f"{letter} {'-'.join(map(str, sizes))}, batch {batch_size}"
+    name += ", momentum" if momentum else ""
+    return name, {"sizes": sizes, "batch_size": batch_size, "lr": 0.01, "momentum": momentum}
+
+
+WORKLOADS = dict(
+    (
+        _workload("A", 200, 3072, 100, 10),
+        _workload("A2", 128, 3072, 128, 10),
+        _workload("B", 128, 784, 1568, 784, 392, 10, momentum=0.9),
+        _workload("C", 200, 3072, 200, 200, 100, 10, momentum=0.9),
+        _workload("D", 512, 3072, 1024, 1024, 10, momentum=0.9),
+    )
+)
 """What ``step`` measures: the courses' networks, and larger ones."""
 
 _OURS, _EAGER, _COMPILED = "ours", "PyTorch eager", "PyTorch compiled"
@@ -67,7 +66,6 @@ def step(arguments: argparse.Namespace) -> Report:
     limits = _limits(threads, rounds, report)
     ratios: dict[str, list[float]] = {}
     for name, workload in WORKLOADS.items():
-        workload = {"lr": 0.01, "momentum": 0.0, **workload}
         with Race(threads) as race:
             for shown, contender, numpy in _RACE:
                 for suffix in _choices() if numpy else ("",):
@@ -94,10 +92,9 @@ def step(arguments: argparse.Namespace) -> Report:
 
 def growth(arguments: argparse.Namespace) -> Report:
     """Time our step as its work doubles: twice the batch, twice the width."""
-    base: dict[str, Any] = {"lr": 0.01, "momentum": 0.0}
     with Race(arguments.threads) as race:
         for width, batch_size in ((128, 128), (128, 256), (256, 128), (256, 256), (512, 256)):
-            workload = {**base, "sizes": (3072, width, 10), "batch_size": batch_size}
+            _, workload = _workload("", batch_size, 3072, width, 10)
             race.enter(f"w = {width}, batch {batch_size}", "ours", workload, own_choice=True)
         results = race.run(arguments.repeats)
     return Report("growth", {"3072-w-10": results}, (next(iter(results)),))
@@ -106,10 +103,9 @@ def growth(arguments: argparse.Namespace) -> Report:
 def engine(arguments: argparse.Namespace) -> Report:
     """Time a training step of the NumPy MLP: hand-written backward passes, the graph's."""
     name = next(name for name in WORKLOADS if name.startswith("B"))
-    workload = {"lr": 0.01, **WORKLOADS[name]}
     with Race(arguments.threads) as race:
         for shown, contender in (("modules", "ours"), ("graph", "graph")):
-            race.enter(shown, contender, workload)
+            race.enter(shown, contender, WORKLOADS[name])
         return Report("engine", {name: race.run(arguments.repeats)}, ("modules",))
 
 

@@ -159,20 +159,11 @@ def _draw(path: Path, comparison: Comparison) -> None:
             step = contestant.first[0]
             label = f"{contestant.name}: first beyond the tolerance, step {step}"
             above.axvline(step, color=colour, linestyle="-.", linewidth=1, label=label)
-    above.axhline(
-        comparison.tolerance,
-        color="black",
-        linestyle="--",
-        linewidth=1,
-        label=f"tolerance {comparison.tolerance:g}",
-    )
-    above.axhline(
-        comparison.epsilon,
-        color="black",
-        linestyle=":",
-        linewidth=1,
-        label=f"machine epsilon {comparison.epsilon:.1e}",
-    )
+    for height, style, label in (
+        (comparison.tolerance, "--", f"tolerance {comparison.tolerance:g}"),
+        (comparison.epsilon, ":", f"machine epsilon {comparison.epsilon:.1e}"),
+    ):
+        above.axhline(height, color="black", linestyle=style, linewidth=1, label=label)
     above.set_yscale("log")
     above.set_ylabel("largest absolute difference")
     above.set_title(
