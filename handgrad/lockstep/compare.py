@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from handgrad.data.augment import compose
 from handgrad.data.preprocess import fit_preprocessing
 from handgrad.errors import UserError
 from handgrad.lockstep import report
+from handgrad.lockstep.cause import find_cause
 from handgrad.lockstep.comparison import Comparison, Contestant
 from handgrad.lockstep.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
 from handgrad.lockstep.user_engine import UserEngine, load_classes, parts_the_loss
@@ -96,9 +98,13 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
         )
         table = report.Table(comparison, settings.steps)
         table.head()
+        start = time.perf_counter()
         schedule = build_schedule(settings, settings.steps)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             comparison.run(_batches(settings, dataset), settings.steps, schedule, table.row)
+            for contestant in comparison.contestants:
+                contestant.cause = find_cause(comparison, contestant)
+        comparison.seconds = time.perf_counter() - start
     for contestant in comparison.contestants:
         print(report.verdict(comparison, contestant))
     report.write(settings.folder, comparison, settings)

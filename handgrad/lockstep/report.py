@@ -62,10 +62,10 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
     reference, steps = comparison.reference, len(comparison.losses)
     if contestant.first is None:
         d = contestant.worst
-        if contestant.finding is not None:
+        if contestant.cause is not None:
             return (
                 f"{contestant.name} differs from {reference}, though losses and weights agree "
-                f"within {d.worst:.1e} over {steps} steps\n  {contestant.finding.text}"
+                f"within {d.worst:.1e} over {steps} steps\n  {contestant.cause.text}"
             )
         return (
             f"{contestant.name} agrees with {reference} within {d.worst:.1e} over {steps} steps "
@@ -73,12 +73,12 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
         )
     step = contestant.first[0]
     worst = contestant.distances[step - 1].worst
-    assert contestant.finding is not None
+    assert contestant.cause is not None
     text = (
         f"{contestant.name} differs from {reference}: step {step} is the first beyond the "
         f"tolerance {comparison.tolerance:g}, "
         + (f"by {worst:.1e}\n" if math.isfinite(worst) else "as it is not finite\n")
-        + f"  {contestant.finding.text}"
+        + f"  {contestant.cause.text}"
     )
     return text + (f"\n  it stopped at {contestant.stopped}" if contestant.stopped else "")
 
@@ -110,12 +110,12 @@ def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
 
 
 def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:
-    finding = contestant.finding
+    cause = contestant.cause
     return {
         "agrees": contestant.agrees,
         "verdict": verdict(comparison, contestant),
         "first_step_beyond": None if contestant.first is None else contestant.first[0],
-        "finding": None if finding is None else dataclasses.asdict(finding),
+        "finding": None if cause is None else dataclasses.asdict(cause),
         "steps": [_plain(distance) for distance in contestant.distances],
     }
 
