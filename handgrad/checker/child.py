@@ -348,10 +348,6 @@ def _plain(value: Any) -> Any:
 
 def main(order: dict[str, Any], guard: Guard) -> None:
     """Check what ``order`` asks for and tell ``guard`` of each event."""
-
-    def tell(event: str, **about: Any) -> None:
-        guard.tell({"event": event, **about})
-
     seed_unseeded_generators()
     args, kwargs = guesses.parse_arguments(order["init"])
     shapes = tuple(tuple(shape) for shape in order["shapes"])
@@ -363,28 +359,28 @@ def main(order: dict[str, Any], guard: Guard) -> None:
         about = {"key": str(file), "class": file.name, "kind": "import", "file": str(file)}
         if str(file) in done:
             continue
-        tell("begun", **about)
+        guard.tell("begun", **about)
         sys.argv = [str(file)]
         try:
             modules.append(import_file(file))
-            tell("imported")
+            guard.tell("imported")
         except (Exception, SystemExit) as error:
             text = f"cannot be imported: {_their_error(error)}"
             if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("vugrad"):
                 text += "; numpy_mlp.autograd stands in for it, with the import changed"
             findings = [_finite(Finding("", "NOT CHECKED", "crash", text))]
             nothing: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "layers": []}
-            tell("result", **about, **nothing, findings=findings)
+            guard.tell("result", **about, **nothing, findings=findings)
     found, skipped = find(modules)
     hold_generators([vars(module) for module in modules])
     hold_generators([vars(one.cls) for one in found])
-    tell("found", classes=[one.cls.__name__ for one in found], skipped=skipped)
+    guard.tell("found", classes=[one.cls.__name__ for one in found], skipped=skipped)
     for one in found:
         name, file_name = one.cls.__qualname__, inspect.getsourcefile(one.cls) or ""
         key = f"{file_name}:{name}"
         if (order["names"] and one.cls.__name__ not in order["names"]) or key in done:
             continue
         about = {"key": key, "class": one.cls.__name__, "kind": one.kind, "file": file_name}
-        tell("begun", **about)
-        tell("result", **about, **_result(one, given, order["tolerance"]))
-    tell("done")
+        guard.tell("begun", **about)
+        guard.tell("result", **about, **_result(one, given, order["tolerance"]))
+    guard.tell("done")

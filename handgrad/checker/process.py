@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from handgrad.checker import child
+from handgrad.checker.check import Finding
 from handgrad.user_code.isolated import Ending, run_isolated
 
 
@@ -74,11 +75,4 @@ def _unfinished(ending: Ending, path: Path, time_limit: float) -> dict[str, Any]
         diagnosis, why = "crash", f"this code ended its process with {ending.cause}"
         why += f", at {place}" if place else ""
         why += f": {_last(ending)}" if _last(ending) and ending.status > 0 else ""
-    return {
-        **dict.fromkeys(("error", "where", "numerical", "analytic")),
-        "variable": "",
-        "verdict": "WRONG",
-        "point": "",
-        "diagnosis": diagnosis,
-        "explanation": why,
-    }
+    return asdict(Finding("", "WRONG", diagnosis, why))

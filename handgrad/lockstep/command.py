@@ -39,9 +39,10 @@ def _main(argv: Sequence[str] | None) -> int:
     first = ("modules", *(name for name in settings.engines if name != "modules"))
     settings = dataclasses.replace(settings, engines=first)
     ending = run_isolated(compare_isolated, settings, settings.time_limit)
-    if not ending.events:
-        raise UserCodeError(_unfinished(ending, path, settings.time_limit))
-    return int(ending.events[-1]["status"])
+    for event in ending.events:
+        if event["event"] == "ended":
+            return int(event["status"])
+    raise UserCodeError(_unfinished(ending, path, settings.time_limit))
 
 
 def _unfinished(ending: Ending, path: Path, limit: float) -> str:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -96,12 +95,11 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
             f"{settings.batch_size} of {len(dataset.train):,} images, {settings.optimizer}, "
             f"learning rate {settings.lr:g}, {settings.dtype}"
         )
-        table = report.Table(comparison, settings.steps)
-        table.head()
+        row = report.begin_table(comparison, settings.steps)
         start = time.perf_counter()
         schedule = build_schedule(settings, settings.steps)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            comparison.run(_batches(settings, dataset), settings.steps, schedule, table.row)
+            comparison.run(_batches(settings, dataset), settings.steps, schedule, row)
             for contestant in comparison.contestants:
                 contestant.cause = find_cause(comparison, contestant)
         comparison.seconds = time.perf_counter() - start
@@ -115,7 +113,7 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
 
 def compare_isolated(settings: CompareSettings, guard: Guard) -> None:
     """Compare in a process of its own, and tell ``guard`` the exit status."""
-    guard.tell({"status": guarded(blaming(lambda: compare(settings, guard)))})
+    guard.tell("ended", status=guarded(blaming(lambda: compare(settings, guard))))
 
 
 def blaming(call: Callable[[], int]) -> Callable[[], int]:
@@ -145,25 +143,24 @@ def _prepare(settings: CompareSettings, dataset: Dataset, guard: Guard | None) -
     names.append("the loss (CrossEntropyModule)")
     classes: dict[str, type] = {}
     if guard is not None and (path := settings.users) is not None:
-        guard.start()
+        guard.tell("started")
         guard.running("the import")
         classes = _users_classes(path, names)
         guard.running("")
+        running = guard.running
         makers[_YOURS] = lambda: UserEngine(
-            build_learner(settings, dataset), classes, path, guard.running
+            build_learner(settings, dataset), classes, path, running
         )
     if len(makers) < 2:
         raise UserError(f"--engines {' '.join(makers)}: there is nothing to compare it with")
-
-    def make_parted() -> Engine:
-        return ModulesEngine(build_learner(settings, dataset), parted=True)
-
     reference, *others = makers
     contestants = [Contestant(name, makers[name], makers[name]()) for name in others]
-    for contestant in contestants:
-        if contestant.name == _YOURS:
-            contestant.classes = classes
-            contestant.make_parted = make_parted if parts_the_loss(classes) else None
+    if classes:
+        contestants[-1].classes = classes
+        if parts_the_loss(classes):
+            contestants[-1].make_parted = lambda: ModulesEngine(
+                build_learner(settings, dataset), parted=True
+            )
     return Comparison(
         reference,
         makers[reference],
@@ -177,28 +174,26 @@ def _prepare(settings: CompareSettings, dataset: Dataset, guard: Guard | None) -
 def _makers(settings: CompareSettings, dataset: Dataset) -> dict[str, MakeEngine]:
     """Return what makes each engine that was asked for and is there."""
 
-    def numpy(kind: Callable[[Any], Engine], engine: str) -> MakeEngine:
-        mine = dataclasses.replace(settings, engine=engine)
-        return lambda: kind(build_learner(mine, dataset))
+    def graph() -> Engine:
+        return GraphEngine(build_learner(dataclasses.replace(settings, engine="graph"), dataset))
 
-    makers: dict[str, MakeEngine] = {}
-    for name in dict.fromkeys(settings.engines):
-        if name == "pytorch":
-            try:
-                requires_torch()
-            except UserError as error:
-                print(f"pytorch is left out: {error}")
-                continue
-            import torch
+    def pytorch() -> Engine:
+        from handgrad.lockstep.torch_engine import make_torch_engine
 
-            from handgrad.lockstep.torch_engine import make_torch_engine
+        return make_torch_engine(settings, dataset)
 
-            if settings.threads is not None:
-                torch.set_num_threads(settings.threads)
-            makers[name] = functools.partial(make_torch_engine, settings, dataset)
-        else:
-            makers[name] = numpy(ModulesEngine if name == "modules" else GraphEngine, name)
-    return makers
+    makers: dict[str, MakeEngine] = {
+        "modules": lambda: ModulesEngine(build_learner(settings, dataset)),
+        "graph": graph,
+        "pytorch": pytorch,
+    }
+    if "pytorch" in settings.engines:
+        try:
+            requires_torch()
+        except UserError as error:
+            print(f"pytorch is left out: {error}")
+            del makers["pytorch"]
+    return {name: makers[name] for name in settings.engines if name in makers}
 
 
 def _users_classes(path: Path, layer_names: list[str]) -> dict[str, type]:

@@ -23,7 +23,6 @@ from handgrad.user_code.importing import import_file, python_files
 from numpy_mlp import modules as ours
 from numpy_mlp.anomaly import name_of
 from numpy_mlp.learner import NumpyLearner
-from numpy_mlp.modules.module import is_parametric
 
 REPLACEABLE = (
     "LinearModule",
@@ -71,12 +70,6 @@ def load_classes(path: Path) -> dict[str, type]:
     return classes
 
 
-def where_defined(kind: type, method: str) -> str | None:
-    """Return ``modules.py, line 12`` for a method of a user's class, where it can be told."""
-    code = getattr(getattr(kind, method, None), "__code__", None)
-    return f"{Path(code.co_filename).name}, line {code.co_firstlineno}" if code else None
-
-
 class UserEngine(ModulesEngine):
     """A network with the user's layers where there are some, and ours for the rest.
 
@@ -106,9 +99,8 @@ class UserEngine(ModulesEngine):
             if kind := classes.get(type(layer).__name__):
                 name = name_of(i, layer)
                 theirs = _construct(kind, layer, name, i == 0, self.watch)
-                params = layer.params if is_parametric(layer) else {}
                 turned = transposed and kind is linear
-                self.layers[i] = WatchedLayer(theirs, name, params, turned, self.watch, first=not i)
+                self.layers[i] = WatchedLayer(theirs, name, layer, self.watch, turned, first=not i)
         if kind := classes.get("CrossEntropyModule"):
             name = "CrossEntropyModule"
             loss = self.watch.call(f"construction of {name}", kind)

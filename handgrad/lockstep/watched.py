@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from handgrad.lockstep.engines import Array
 from handgrad.user_code.blame import UserCodeError, blame
+from numpy_mlp.modules.module import Module, is_parametric
 
 
 class Watch:
@@ -61,26 +62,19 @@ class WatchedLayer:
     Args:
         layer: forward, backward, perhaps params and grads.
         name: ``layers.0 (LinearModule)``.
-        params: our parameters of this layer; empty where it has none.
-        transposed: the user's weight is (in, out).
+        ours: the layer that it stands in for.
         watch: of the pass.
+        transposed: the user's weight is (in, out).
         first: nobody reads what its backward returns.
     """
 
     def __init__(
-        self,
-        layer: Any,
-        name: str,
-        params: Mapping[str, Array],
-        transposed: bool,
-        watch: Watch,
-        *,
-        first: bool,
+        self, layer: Any, name: str, ours: Module, watch: Watch, transposed: bool, *, first: bool
     ) -> None:
-        self.layer, self.name, self.transposed = layer, name, transposed
-        self.watch, self.first = watch, first
-        if params:
-            self.params = params
+        self.layer, self.name, self.watch = layer, name, watch
+        self.transposed, self.first = transposed, first
+        if is_parametric(ours):
+            self.params = ours.params
         self._shape: tuple[int, ...] = ()
 
     def lend(self) -> None:

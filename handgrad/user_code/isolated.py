@@ -28,11 +28,11 @@ _GRACE = 5.0  # seconds in which a process that is late may end by itself, and s
 
 
 class Guard:
-    """What the process of its own tells the command, and when its time begins to count.
+    """What the process of its own tells the command.
 
     Args:
         folder: both look into it.
-        limit: seconds from the last :meth:`start` or :meth:`tell` on; none before the first.
+        limit: seconds that may pass from one event to the next; none counts before the first.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -42,15 +42,9 @@ class Guard:
         self._limit = limit
         faulthandler.enable(self._trace)
 
-    def start(self) -> None:
-        """Begin to count anew: after the time limit the process ends, wherever it is."""
-        self._write("")
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Hand over ``event``, which JSON can hold, and begin to count anew."""
-        self._write(json.dumps(event, allow_nan=False))
-
-    def _write(self, line: str) -> None:
+    def tell(self, event: str, **about: Any) -> None:
+        """Tell of an event, with what JSON can hold: the time limit counts from here on."""
+        line = json.dumps({"event": event, **about}, allow_nan=False)
         print(line, file=self._events, flush=True)
         faulthandler.dump_traceback_later(self._limit, exit=True, file=self._trace)
 
@@ -67,7 +61,7 @@ class Ending:
     """What came of a process of its own.
 
     Attributes:
-        events: what it told, in order.
+        events: what it told, in order; each has a name, ``event``, and what else there is.
         late: whether it had to end as its time was over.
         status: its exit status; that of a signal is negative.
         running: what of the user's was running.
@@ -104,9 +98,9 @@ def run_isolated(
 
     Args:
         target: a function of a module. It tells ``guard`` what it has to say: without its last
-            event, it has not come to its end.
+            event it has not come to its end, whatever the exit status.
         argument: handed to it; can be pickled.
-        limit: seconds that may pass between two events.
+        limit: seconds that may pass from one event to the next.
         quiet: do without its standard output, and keep the end of its standard error.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -134,10 +128,9 @@ def run_isolated(
             file.read_text(encoding="utf-8", errors="replace") for file in files
         )
     whole = events.split("\n")[:-1]  # a line that it was about to write does not count
+    told = [json.loads(line) for line in whole]
     late = late or trace.startswith("Timeout")
-    return Ending(
-        [json.loads(line) for line in whole if line], late, child.returncode, running, trace, said
-    )
+    return Ending(told, late, child.returncode, running, trace, said)
 
 
 def _wait(child: subprocess.Popen[bytes], events: Path, said: Path, limit: float) -> bool:
@@ -168,6 +161,8 @@ def serve(folder: str, limit: float, parent: int) -> None:
     """Be the process of its own: do what the order in ``folder`` says."""
     if os.name == "posix":
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    else:  # in the session of the command, which answers Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     status = 1
     try:
         guard = Guard(Path(folder), limit)

@@ -140,7 +140,11 @@ def compare_here(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Compare:
 
     def here(target: Callable[..., None], settings: Any, limit: float) -> Ending:
         events: list[dict[str, Any]] = []
-        guard = SimpleNamespace(start=list, running=str, tell=events.append)
+
+        def tell(event: str, **about: Any) -> None:
+            events.append({"event": event, **about})
+
+        guard = SimpleNamespace(running=str, tell=tell)
         target(settings, guard)
         return Ending(events)
 

@@ -27,49 +27,49 @@ from pathlib import Path
 def double(number, guard):
     print("out")
     print("err", file=sys.stderr)
-    guard.tell({"double": 2 * number, "typed": sys.stdin.read(), "argv": sys.argv})
+    guard.tell("done", double=2 * number, typed=sys.stdin.read(), argv=sys.argv)
 
 def spin(folder, guard):
     (Path(folder) / "pid").write_text(str(os.getpid()))
-    guard.tell({})
+    guard.tell("begun")
     guard.running("spin of a top")
     while True:
         pass
 
 def hang(folder, guard):
-    guard.tell({})
+    guard.tell("begun")
     ctypes.PyDLL(None).pause()  # no thread of Python runs any more
 
 def hide(argument, guard):
-    guard.start()
+    guard.tell("begun")
     faulthandler.cancel_dump_traceback_later()
     time.sleep(60)
 
 def late(seconds, guard):
     time.sleep(seconds)
     for number in range(3):
-        guard.tell({"number": number})
+        guard.tell("more", number=number)
         time.sleep(seconds)
 
 def leave(argument, guard):
     threading.Thread(target=time.sleep, args=(60,)).start()
-    guard.tell({})
+    guard.tell("begun")
 
 def shout(argument, guard):
-    guard.tell({})
+    guard.tell("begun")
     while True:
         print("x" * 99, file=sys.stderr)
         time.sleep(1e-4)
 
 def fail(argument, guard):
-    guard.tell({})
+    guard.tell("begun")
     raise AssertionError("ours")
 
 def fork(folder, guard):
     if (pid := os.fork()) == 0:
         time.sleep(60)
     (Path(folder) / "pid").write_text(str(pid))
-    guard.tell({})
+    guard.tell("begun")
     ctypes.string_at(0)
 """
 
@@ -85,7 +85,7 @@ def targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_what_it_says_and_tells(targets: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
-    expected = [{"double": 6, "typed": "", "argv": ["-c"]}]
+    expected = [{"event": "done", "double": 6, "typed": "", "argv": ["-c"]}]
     assert run_isolated(targets.double, 3, 60.0) == Ending(expected)
     assert capfd.readouterr() == ("out\n", "err\n")
     ending = run_isolated(targets.double, 3, 60.0, quiet=True)
@@ -100,7 +100,7 @@ def test_the_time_counts_from_the_last_event_on(targets: ModuleType) -> None:
 
 def test_where_it_was_when_its_time_was_over(targets: ModuleType, tmp_path: Path) -> None:
     ending = run_isolated(targets.spin, str(tmp_path), 0.5)
-    assert ending.late and ending.events == [{}]
+    assert ending.late and ending.events == [{"event": "begun"}]
     assert ending.running == "spin of a top"
     file, line, function = ending.place(tmp_path / "isolated_targets.py") or ("", "", "")
     text = TARGETS.splitlines()[int(line) - 1]
@@ -123,7 +123,7 @@ def test_a_hang_that_stopped_the_clock_ends(
 
 def test_a_thread_that_goes_on_is_left(targets: ModuleType) -> None:
     start = time.monotonic()
-    assert run_isolated(targets.leave, None, 60.0).events == [{}]
+    assert run_isolated(targets.leave, None, 60.0).events == [{"event": "begun"}]
     assert time.monotonic() - start < 30
 
 
@@ -173,7 +173,7 @@ def test_wherever_it_is_started(how: str, targets: ModuleType, tmp_path: Path) -
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "once\n[{'double': 8, 'typed': '', 'argv': ['-c']}]\n"
+    assert result.stdout == "once\n[{'event': 'done', 'double': 8, 'typed': '', 'argv': ['-c']}]\n"
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
