@@ -18,7 +18,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -278,10 +278,10 @@ class OpNode:
     def gradients(self, goutputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
         """Return ∂L/∂input for each input, given ∂L/∂output for each output (None for zeros)."""
         # An array on its way may be on its way to other nodes too, and one that an op returns may
-        # be one it keeps. Our own ops are known to be careful; a user's gets and gives copies.
-        ours = self.op.__module__.startswith(__package__ or "")
+        # be one it keeps: an op that does not declare to be pure gets and gives copies.
+        pure = self.op.pure
         upstream = [
-            np.zeros(shape, dtype) if g is None else g if ours else g.copy()
+            np.zeros(shape, dtype) if g is None else g if pure else g.copy()
             for g, (shape, dtype) in zip(goutputs, self._shapes, strict=True)
         ]
         ginputs = self.op.backward(self.context, *upstream)
@@ -297,7 +297,7 @@ class OpNode:
                     f"{self.op.__name__}.backward returned no gradient for input {i}, which wants "
                     f"one"
                 )
-        return ginputs if ours else tuple(g if g is None else np.array(g) for g in ginputs)
+        return ginputs if pure else tuple(g if g is None else np.array(g) for g in ginputs)
 
     def zero_grad(self) -> None:
         """Set the gradients of the inputs, and of all that they depend on, to zero."""
@@ -324,7 +324,18 @@ class Op:
       engine sums it back.
 
     Neither may modify its arguments.
+
+    Attributes:
+        pure: whether ``backward`` writes neither to what it was given nor, later on, to what it
+            returned, so that the engine need not copy. A class declares it for itself, ``class
+            Add(Op, pure=True)``, and no subclass inherits it, which may write another ``backward``.
     """
+
+    pure: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, pure: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.pure = pure
 
     @classmethod
     def do_forward(cls, *inputs: TensorNode, **constants: Any) -> Any:

@@ -36,7 +36,7 @@ def _one_for_each_row(x: Array, indices: Array) -> Array:
     return indices
 
 
-class Add(Op):
+class Add(Op, pure=True):
     """``a + b``; ∂L/∂a = go, ∂L/∂b = go."""
 
     @staticmethod
@@ -48,7 +48,7 @@ class Add(Op):
         return go, go
 
 
-class Sub(Op):
+class Sub(Op, pure=True):
     """``a - b``; ∂L/∂a = go, ∂L/∂b = -go."""
 
     @staticmethod
@@ -60,7 +60,7 @@ class Sub(Op):
         return go, -go if _needs(context, 1) else None
 
 
-class Multiply(Op):
+class Multiply(Op, pure=True):
     """``a · b``, element by element; ∂L/∂a = go · b, ∂L/∂b = go · a."""
 
     @staticmethod
@@ -74,7 +74,7 @@ class Multiply(Op):
         return go * b if _needs(context, 0) else None, go * a if _needs(context, 1) else None
 
 
-class Divide(Op):
+class Divide(Op, pure=True):
     """``a / b``, element by element; ∂L/∂a = go / b, ∂L/∂b = -go · a / b²."""
 
     @staticmethod
@@ -89,7 +89,7 @@ class Divide(Op):
         return da, -da * a / b if _needs(context, 1) else None
 
 
-class Power(Op):
+class Power(Op, pure=True):
     """``x^p`` for a constant p; ∂L/∂x = go · p · x^(p-1)."""
 
     @staticmethod
@@ -105,7 +105,7 @@ class Power(Op):
         return np.asarray(go * p * context["x"] ** (p - 1))
 
 
-class MatrixMultiply(Op):
+class MatrixMultiply(Op, pure=True):
     """``a @ b``; ∂L/∂a = go @ bᵀ, ∂L/∂b = aᵀ @ go.
 
     y[n,m] = Σ_k a[n,k] b[k,m]  ⇒  ∂L/∂a[n,k] = Σ_m go[n,m] b[k,m]. Of arrays with more dimensions,
@@ -132,7 +132,7 @@ class MatrixMultiply(Op):
         return da, a.swapaxes(-1, -2) @ go if _needs(context, 1) else None
 
 
-class BatchMM(Op):
+class BatchMM(Op, pure=True):
     """One matrix (O, I) times each of a batch of vectors (N, I) -> (N, O).
 
     y[n,o] = Σ_i w[o,i] x[n,i]  ⇒  ∂L/∂w[o,i] = Σ_n go[n,o] x[n,i], ∂L/∂x[n,i] = Σ_o go[n,o] w[o,i].
@@ -158,7 +158,7 @@ class BatchMM(Op):
         return dmatrix, go @ matrix if _needs(context, 1) else None
 
 
-class Log(Op):
+class Log(Op, pure=True):
     """Natural logarithm; ∂L/∂x = go / x."""
 
     @staticmethod
@@ -171,7 +171,7 @@ class Log(Op):
         return np.asarray(go / context["x"])
 
 
-class Exp(Op):
+class Exp(Op, pure=True):
     """``e^x``; ∂L/∂x = go · e^x."""
 
     @staticmethod
@@ -184,7 +184,7 @@ class Exp(Op):
         return np.asarray(go * context["exp"])
 
 
-class Id(Op):
+class Id(Op, pure=True):
     """``x`` itself: another node for the same value; ∂L/∂x = go."""
 
     @staticmethod
@@ -196,7 +196,7 @@ class Id(Op):
         return go
 
 
-class Sum(Op):
+class Sum(Op, pure=True):
     """The sum of all values, or along ``axis``; ∂L/∂x[i] = go of the sum that x[i] is in."""
 
     @staticmethod
@@ -217,7 +217,7 @@ class Sum(Op):
         return np.broadcast_to(go, context["shape"])
 
 
-class RowSum(Op):
+class RowSum(Op, pure=True):
     """The sum of each row, (N, M) -> (N,); ∂L/∂x[n,m] = go[n]."""
 
     @staticmethod
@@ -230,7 +230,7 @@ class RowSum(Op):
         return np.broadcast_to(go[:, None], context["shape"])
 
 
-class RowMax(Op):
+class RowMax(Op, pure=True):
     """The largest value of each row, (N, M) -> (N,); ∂L/∂x[n,m] = go[n] at it, 0 elsewhere.
 
     Where several are largest, the first of them takes it all.
@@ -253,7 +253,7 @@ class RowMax(Op):
         return dx
 
 
-class Normalize(Op):
+class Normalize(Op, pure=True):
     """Each row divided by its sum, (N, M) -> (N, M).
 
     y[n,m] = x[n,m] / s[n], s[n] = Σ_k x[n,k], and ∂s/∂x = 1: x[n,m] is in the numerator of its own
@@ -274,7 +274,7 @@ class Normalize(Op):
         return np.asarray((go - (go * y).sum(axis=1, keepdims=True)) / context["sum"])
 
 
-class Sigmoid(Op):
+class Sigmoid(Op, pure=True):
     """``σ(x) = 1 / (1 + e^-x)``; ∂L/∂x = go · σ · (1 - σ)."""
 
     @staticmethod
@@ -290,7 +290,7 @@ class Sigmoid(Op):
         return np.asarray(go * (y * (1 - y)))
 
 
-class Tanh(Op):
+class Tanh(Op, pure=True):
     """``tanh(x)``; ∂L/∂x = go · (1 - tanh²)."""
 
     @staticmethod
@@ -304,7 +304,7 @@ class Tanh(Op):
         return np.asarray(go * (1 - y * y))
 
 
-class ReLU(Op):
+class ReLU(Op, pure=True):
     """``max(x, 0)``; ∂L/∂x = go where x > 0, 0 elsewhere."""
 
     @staticmethod
@@ -317,7 +317,7 @@ class ReLU(Op):
         return np.asarray(go * (context["y"] > 0))
 
 
-class LeakyReLU(Op):
+class LeakyReLU(Op, pure=True):
     """x where x > 0, ``slope``·x elsewhere; ∂L/∂x = go · (1 or ``slope``)."""
 
     @staticmethod
@@ -330,7 +330,7 @@ class LeakyReLU(Op):
         return np.asarray(go * context["factor"])
 
 
-class ELU(Op):
+class ELU(Op, pure=True):
     """x where x > 0, e^x - 1 elsewhere; ∂L/∂x = go · (1, or y + 1 = e^x)."""
 
     @staticmethod
@@ -343,7 +343,7 @@ class ELU(Op):
         return np.asarray(go * np.minimum(context["y"] + 1, 1))
 
 
-class Expand(Op):
+class Expand(Op, pure=True):
     """A dimension of length 1 repeated; ∂L/∂x = Σ over the repeats of go.
 
     Raises:
@@ -362,7 +362,7 @@ class Expand(Op):
         return np.asarray(go.sum(axis=context["dim"], keepdims=True))
 
 
-class Select(Op):
+class Select(Op, pure=True):
     """One element of each row, (N, M) with ``indices`` (N,) -> (N,).
 
     y[n] = x[n, indices[n]]  ⇒  ∂L/∂x is go at those places and 0 elsewhere.
@@ -384,7 +384,7 @@ class Select(Op):
         return dx
 
 
-class SoftmaxCrossEntropy(Op):
+class SoftmaxCrossEntropy(Op, pure=True):
     """Mean cross-entropy of the softmax of scores, (N, C) with ``targets`` (N,) -> a number.
 
         L = 1/N Σ_n (log Σ_k e^x[n,k] - x[n, t_n])
@@ -416,7 +416,7 @@ class SoftmaxCrossEntropy(Op):
         return dx
 
 
-class Squeeze(Op):
+class Squeeze(Op, pure=True):
     """A dimension of length 1 taken out; ∂L/∂x is go with it put back."""
 
     @staticmethod
@@ -429,7 +429,7 @@ class Squeeze(Op):
         return np.expand_dims(go, context["dim"])
 
 
-class Unsqueeze(Op):
+class Unsqueeze(Op, pure=True):
     """A dimension of length 1 put in; ∂L/∂x is go with it taken out."""
 
     @staticmethod
@@ -442,7 +442,7 @@ class Unsqueeze(Op):
         return go.squeeze(context["dim"])
 
 
-class Reshape(Op):
+class Reshape(Op, pure=True):
     """The same values in another shape; ∂L/∂x is go in the old one."""
 
     @staticmethod
@@ -455,7 +455,7 @@ class Reshape(Op):
         return go.reshape(context["shape"])
 
 
-class Transpose(Op):
+class Transpose(Op, pure=True):
     """The dimensions in another order, reversed without ``axes``; ∂L/∂x has them put back."""
 
     @staticmethod
@@ -469,7 +469,7 @@ class Transpose(Op):
         return go.transpose(context["back"])
 
 
-class Slice(Op):
+class Slice(Op, pure=True):
     """``x[index]``; ∂L/∂x is go at those places, added up where one was taken twice, 0 elsewhere.
 
     Slices, integers, masks and integer arrays, as NumPy takes them: with integer arrays this also
@@ -492,7 +492,7 @@ class Slice(Op):
         return dx
 
 
-class Concatenate(Op):
+class Concatenate(Op, pure=True):
     """Arrays one after the other along ``dim``; each gets back its own part of go."""
 
     @staticmethod
