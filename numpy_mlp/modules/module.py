@@ -61,6 +61,13 @@ class Module:
         """Return ∂L/∂x, given ``dout`` = ∂L/∂f(x); parameter gradients go into ``grads``."""
         raise NotImplementedError
 
+    def backward_parameters(self, dout: Array) -> None:
+        """Store the parameter gradients; a layer that can leave out ∂L/∂x has its own.
+
+        Enough for the first layer with parameters of a network, whose ∂L/∂x training never reads.
+        """
+        self.backward(dout)
+
     def __call__(self, x: Array) -> Array:
         """Return :meth:`forward` of ``x``."""
         return self.forward(x)
