@@ -26,7 +26,7 @@ from numpy_mlp.modules.module import Array, is_parametric
 
 # Each activation with the gain of the weights after it: √2 makes up for the half that ReLU zeroes
 # (He et al. 2015), and is the courses' choice for ELU; 1 and 5/3 are torch.nn.init's.
-ACTIVATIONS: dict[str, tuple[Callable[[], Module], float]] = {
+ACTIVATIONS: dict[str, tuple[type[Module], float]] = {
     "relu": (ReLUModule, math.sqrt(2.0)),
     "leaky_relu": (LeakyReLUModule, math.sqrt(2.0)),
     "elu": (ELUModule, math.sqrt(2.0)),

@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 class Borrower(Protocol):
-    """A layer, for whom :class:`numpy_mlp.modules.Module` says what ``takes_workspace`` promises."""
+    """A layer; what ``takes_workspace`` promises, :class:`numpy_mlp.modules.Module` says."""
 
     workspace: Workspace | None
 

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numpy_mlp import mlp
 from numpy_mlp.anomaly import check_finite, name_of
 from numpy_mlp.autograd.core import TensorNode, no_grad
-from numpy_mlp.autograd.functions import elu, leaky_relu, relu, sigmoid, tanh
+from numpy_mlp.autograd.functions import ACTIVATIONS, leaky_relu
 from numpy_mlp.autograd.ops import BatchMM, SoftmaxCrossEntropy
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import (
     BatchNormModule,
     DropoutModule,
-    ELUModule,
     FlattenModule,
     LeakyReLUModule,
     LinearModule,
     Module,
-    ReLUModule,
-    SigmoidModule,
     SoftMaxModule,
-    TanhModule,
 )
 from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]
 
-_ACTIVATIONS: dict[type[Module], Callable[[TensorNode], TensorNode]] = {
-    ReLUModule: relu,
-    ELUModule: elu,
-    SigmoidModule: sigmoid,
-    TanhModule: tanh,
-}
+_ACTIVATIONS = {kind: ACTIVATIONS[name] for name, (kind, _) in mlp.ACTIVATIONS.items()}
 
 
 class GraphLearner(NumpyLearner):

@@ -25,7 +25,7 @@ class FlattenModule(Module, takes_workspace=True):
         return self._reshaped(x, (len(x), math.prod(x.shape[1:])))
 
     def backward(self, dout: Array) -> Array:
-        """Return ∂L/∂x: every entry of x is one of y, and has its gradient  ⇒  dx is dout, reshaped.
+        """Return ∂L/∂x: each entry of x is one of y, and has its gradient  ⇒  dx is dout, reshaped.
 
         Entry by entry: y[n,d] = x[n,i,j,…] for the one d that (i, j, …) is counted as, so that
         ∂L/∂x[n,i,j,…] = δ[n,d].
