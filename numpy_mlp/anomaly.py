@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from numpy_mlp.mlp import MLP
 from numpy_mlp.modules.module import Array, Module, is_parametric
 
 
@@ -30,6 +31,13 @@ def name_of(index: int, layer: Module) -> str:
     return f"layers.{index} ({type(layer).__name__})"
 
 
+_WATCHED = {
+    "forward": "the output of",
+    "backward": "the gradient that reaches the input of",
+    "backward_parameters": "the gradients of",
+}
+
+
 @contextlib.contextmanager
 def detect_anomaly(layers: Sequence[Module]) -> Iterator[None]:
     """Check everything that ``layers`` return and compute, while the context lasts.
@@ -39,19 +47,13 @@ def detect_anomaly(layers: Sequence[Module]) -> Iterator[None]:
     """
     for index, layer in enumerate(layers):
         name = name_of(index, layer)
-        for method, what in (
-            ("forward", "the output of"),
-            ("backward", "the gradient that reaches the input of"),
-        ):
+        for method, what in _WATCHED.items():
             setattr(layer, method, _checked(layer, method, f"{what} {name}"))
-        if hasattr(layer, "backward_parameters"):
-            checked = _checked(layer, "backward_parameters", f"the gradients of {name}")
-            setattr(layer, "backward_parameters", checked)  # noqa: B010
     try:
         yield
     finally:
         for layer in layers:
-            for method in ("forward", "backward", "backward_parameters"):
+            for method in _WATCHED:
                 layer.__dict__.pop(method, None)
 
 
@@ -70,24 +72,21 @@ def _checked(layer: Module, method: str, what: str) -> Callable[[Array], Any]:
     return call
 
 
-def explain(layers: Sequence[Module], x: Array) -> str | None:
-    """Return where the first value that is not finite appears on the way forward; None if nowhere.
+def explain(model: MLP, x: Array) -> str | None:
+    """Return where the first value that is not finite appears on the way to the logits of ``x``.
 
-    Args:
-        layers: up to the logits.
-        x: their input, (N, D).
+    None if nowhere.
     """
     try:
         check_finite(x, "a value of the images")
         # A gradient that was not finite has spoilt its parameter and those of the layers before it.
-        for index, layer in reversed(list(enumerate(layers))):
+        for index, layer in reversed(list(enumerate(model.layers))):
             if is_parametric(layer):
                 for key, param in layer.params.items():
                     what = f"{key} of {name_of(index, layer)}, in the update of the step before,"
                     check_finite(param, what)
-        with detect_anomaly(layers):
-            for layer in layers:
-                x = layer.forward(x)
+        with detect_anomaly(model.layers):
+            model.logits(x)
     except FloatingPointError as error:
         return str(error)
     return None

@@ -12,8 +12,8 @@ import numpy as np
 
 from numpy_mlp.anomaly import detect_anomaly, explain
 from numpy_mlp.mlp import MLP
-from numpy_mlp.modules import DropoutModule, LinearModule, SoftMaxCrossEntropyModule
-from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.modules import DropoutModule, SoftMaxCrossEntropyModule
+from numpy_mlp.modules.module import Array, Module, is_parametric
 from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.optim import Optimizer
 from numpy_mlp.workspace import Workspace
@@ -29,7 +29,7 @@ class NumpyLearner:
             is not finite. Without it the loss is checked, and a gradient is noticed by what it did,
             a step later.
 
-    Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
+    Shapes: images (N, ...), as the network takes them; labels (N,), integers.
     """
 
     def __init__(self, model: MLP, optimizer: Optimizer, *, detect_anomaly: bool = False) -> None:
@@ -54,11 +54,10 @@ class NumpyLearner:
         """
         self.model.train()
         self.optimizer.lr = lr
-        x, layers = images.reshape(len(images), -1), self.model.layers
-        with self.workspace.lent_to(layers), self._watching():
-            logits = self.model.logits(x)
+        with self.workspace.lent_to(self.model.modules()), self._watching():
+            logits = self.model.logits(images)
             loss, dlogits = self.loss.loss_and_gradient(logits, labels)
-            self._check_loss(loss, x)
+            self._check_loss(loss, images)
             self.optimizer.begin_step()
             self.model.backward_parameters(dlogits, self._update)
             return loss, int((logits.argmax(axis=1) == labels).sum())
@@ -68,9 +67,9 @@ class NumpyLearner:
         for place, key in self._places.get(layer, ()):
             self.optimizer.update(place, layer.grads[key])
 
-    def _check_loss(self, loss: float, x: Array) -> None:
+    def _check_loss(self, loss: float, images: Array) -> None:
         if not math.isfinite(loss):
-            where = explain(self.model.layers[:-1], x)
+            where = explain(self.model, images)
             raise FloatingPointError(f"the loss became {loss}" + (f", as {where}" if where else ""))
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
@@ -81,15 +80,15 @@ class NumpyLearner:
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""
         self.model.eval()
-        with self.workspace.lent_to(self.model.layers):
-            logits = self.model.logits(images.reshape(len(images), -1))
+        with self.workspace.lent_to(self.model.modules()):
+            logits = self.model.logits(images)
             return self.loss.forward(logits, labels), logits.argmax(axis=1)
 
     def probabilities(self, images: Array) -> Array:
         """Return the probabilities of the classes, (N, K), for a batch."""
         self.model.eval()
-        with self.workspace.lent_to(self.model.layers):
-            return softmax(self.model.logits(images.reshape(len(images), -1)))
+        with self.workspace.lent_to(self.model.modules()):
+            return softmax(self.model.logits(images))
 
     def weights(self) -> dict[str, Array]:
         """Return what a user of the trained model needs, by name: the live arrays, no copies."""
@@ -116,8 +115,8 @@ class NumpyLearner:
 
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""
-        linear = (layer for layer in self.model.layers if isinstance(layer, LinearModule))
-        return next(linear).params["weight"]
+        weight = next(filter(is_parametric, self.model.layers)).params["weight"]
+        return weight.reshape(len(weight), -1)
 
     def _generators(self) -> list[np.random.Generator]:
         """Return the generators that training draws from, each once (layers may share one)."""

@@ -13,6 +13,7 @@ from numpy_mlp.modules import (
     BatchNormModule,
     DropoutModule,
     ELUModule,
+    FlattenModule,
     LeakyReLUModule,
     LinearModule,
     Module,
@@ -25,7 +26,7 @@ from numpy_mlp.modules.module import Array, is_parametric
 
 # Each activation with the gain of the weights after it: √2 makes up for the half that ReLU zeroes
 # (He et al. 2015), and is the courses' choice for ELU; 1 and 5/3 are torch.nn.init's.
-ACTIVATIONS: dict[str, tuple[Callable[[], Module], float]] = {
+ACTIVATIONS: dict[str, tuple[type[Module], float]] = {
     "relu": (ReLUModule, math.sqrt(2.0)),
     "leaky_relu": (LeakyReLUModule, math.sqrt(2.0)),
     "elu": (ELUModule, math.sqrt(2.0)),
@@ -53,8 +54,8 @@ class MLP:
         rng: source of the initial weights and of the dropout masks.
         weight_std: initial standard deviation of every weight, instead of Kaiming's.
 
-    Shapes: ``forward`` maps (N, D) to probabilities (N, C); :meth:`logits` to what softmax is
-    applied to.
+    Shapes: ``forward`` maps (N, D), or images (N, ...) of D values each, to probabilities (N, C);
+    :meth:`logits` to what softmax is applied to.
 
     Raises:
         ValueError: a size is not a positive integer, or ``activation`` is unknown.
@@ -88,6 +89,7 @@ class MLP:
         make_activation, gain = ACTIVATIONS[activation]
         if neg_slope is not None:
             gain = math.sqrt(2.0 / (1.0 + neg_slope**2))  # He et al. 2015, equation 15
+        self.flatten = FlattenModule()  # not one of the layers, whose numbers are their names
         self.layers: list[Module] = []
         if input_dropout:
             self.layers.append(DropoutModule(input_dropout, rng=dropout_rng))
@@ -116,13 +118,14 @@ class MLP:
         self.training = True
 
     def logits(self, x: Array) -> Array:
-        """Return the scores before softmax, (N, D) -> (N, C)."""
+        """Return the scores before softmax, (N, ...) -> (N, C)."""
+        x = self.flatten.forward(x)
         for layer in self.layers[:-1]:
             x = layer.forward(x)
         return x
 
     def forward(self, x: Array) -> Array:
-        """Return class probabilities, (N, D) -> (N, C)."""
+        """Return class probabilities, (N, ...) -> (N, C)."""
         return self.layers[-1].forward(self.logits(x))
 
     def __call__(self, x: Array) -> Array:
@@ -141,33 +144,35 @@ class MLP:
         """Return ∂L/∂x from ∂L/∂logits, for a loss that contains the softmax."""
         for layer in reversed(self.layers[:-1]):
             dlogits = layer.backward(dlogits)
-        return dlogits
+        return self.flatten.backward(dlogits)
 
     def backward_parameters(
         self, dlogits: Array, done: Callable[[Module], object] = lambda layer: None
     ) -> None:
         """Store the parameter gradients, and leave out ∂L/∂x, which training never reads.
 
-        In the first layer ∂L/∂x costs as much as ∂L/∂W and that layer is usually the largest.
+        In the first layer with parameters, usually the largest, ∂L/∂x costs as much as ∂L/∂W.
 
         Args:
             dlogits: ∂L/∂logits, (N, C).
             done: called with each layer as soon as its gradients are there and nothing reads its
                 parameters any more.
         """
-        at, first = next(
-            (i, layer) for i, layer in enumerate(self.layers) if isinstance(layer, LinearModule)
-        )
-        for layer in reversed(self.layers[at + 1 : -1]):
+        first = next(i for i, layer in enumerate(self.layers) if is_parametric(layer))
+        for layer in reversed(self.layers[first + 1 : -1]):
             dlogits = layer.backward(dlogits)
             done(layer)
-        first.backward_parameters(dlogits)
-        done(first)
+        self.layers[first].backward_parameters(dlogits)
+        done(self.layers[first])
+
+    def modules(self) -> list[Module]:
+        """Return the flattening of the input and the layers, in the order of the forward pass."""
+        return [self.flatten, *self.layers]
 
     def train(self, mode: bool = True) -> None:
         """Put every layer into training mode (or evaluation mode)."""
         self.training = mode
-        for layer in self.layers:
+        for layer in self.modules():
             layer.train(mode) if mode else layer.eval()
 
     def eval(self) -> None:
@@ -176,7 +181,7 @@ class MLP:
 
     def clear_cache(self) -> None:
         """Make every layer forget its last forward pass."""
-        for layer in self.layers:
+        for layer in self.modules():
             layer.clear_cache()
 
     @property

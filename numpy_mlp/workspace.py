@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Hashable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-if TYPE_CHECKING:
-    from numpy_mlp.modules.module import Module
-
 Array = NDArray[Any]
+
+
+class Borrower(Protocol):
+    """A layer; what ``takes_workspace`` promises, :class:`numpy_mlp.modules.Module` says."""
+
+    workspace: Workspace | None
 
 
 class Workspace:
@@ -60,14 +63,14 @@ class Workspace:
         return id(array.base) in self._owned and id(array.base) not in self._pinned
 
     @contextlib.contextmanager
-    def lent_to(self, layers: Iterable[Module]) -> Iterator[None]:
+    def lent_to(self, layers: Iterable[Borrower]) -> Iterator[None]:
         """Let ``layers`` write into these arrays; what is left in them is up to the next step.
 
-        A network with a layer from elsewhere makes new arrays as ever: nobody knows what that layer
-        keeps for its backward pass.
+        A network with a layer that does not declare ``takes_workspace`` makes new arrays as ever:
+        nobody knows what that layer keeps for its backward pass.
         """
         layers = list(layers)
-        if not all(type(layer).__module__.startswith("numpy_mlp.modules.") for layer in layers):
+        if not all(getattr(layer, "takes_workspace", False) for layer in layers):
             layers = []
         self._pinned.clear()
         for layer in layers:

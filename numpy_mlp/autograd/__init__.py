@@ -8,7 +8,7 @@
 (4.0, 2.0)
 """
 
-from numpy_mlp.autograd import graph
+from numpy_mlp.autograd import graph, ops
 from numpy_mlp.autograd.core import ClearedGraphError, Module, Op, OpNode, TensorNode, no_grad
 from numpy_mlp.autograd.data import load_mnist, load_synth
 from numpy_mlp.autograd.functions import (
@@ -23,43 +23,28 @@ from numpy_mlp.autograd.functions import (
     tanh,
 )
 from numpy_mlp.autograd.modules import MLP, Linear
-from numpy_mlp.autograd.ops import (
-    ELU,
-    Add,
-    BatchMM,
-    Concatenate,
-    Divide,
-    Exp,
-    Expand,
-    Id,
-    LeakyReLU,
-    Log,
-    MatrixMultiply,
-    Multiply,
-    Normalize,
-    Power,
-    ReLU,
-    Reshape,
-    RowMax,
-    RowSum,
-    Select,
-    Sigmoid,
-    Slice,
-    SoftmaxCrossEntropy,
-    Squeeze,
-    Sub,
-    Sum,
-    Tanh,
-    Transpose,
-    Unsqueeze,
-)
+from numpy_mlp.autograd.ops import *  # noqa: F403
 
 __all__ = [
-    "ELU", "MLP", "Add", "BatchMM", "ClearedGraphError", "Concatenate", "Divide", "Exp", "Expand",
-    "Id", "LeakyReLU", "Linear", "Log", "MatrixMultiply", "Module", "Multiply", "Normalize", "Op",
-    "OpNode", "Power", "ReLU", "Reshape", "RowMax", "RowSum", "Select", "Sigmoid", "Slice",
-    "SoftmaxCrossEntropy", "Squeeze", "Sub", "Sum", "Tanh", "TensorNode", "Transpose",
-    "Unsqueeze", "celoss", "elu",
-    "graph", "leaky_relu", "load_mnist", "load_synth", "logceloss", "logsoftmax", "no_grad",
-    "relu", "sigmoid", "softmax", "tanh",
-]  # fmt: skip
+    *ops.__all__,
+    "MLP",
+    "ClearedGraphError",
+    "Linear",
+    "Module",
+    "Op",
+    "OpNode",
+    "TensorNode",
+    "celoss",
+    "elu",
+    "graph",
+    "leaky_relu",
+    "load_mnist",
+    "load_synth",
+    "logceloss",
+    "logsoftmax",
+    "no_grad",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]

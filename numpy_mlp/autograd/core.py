@@ -14,42 +14,27 @@ Universiteit Amsterdam (P. Bloem).
 from __future__ import annotations
 
 import itertools
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-Array = NDArray[Any]
+from numpy_mlp.autograd.context import Context, no_grad, recording
+from numpy_mlp.autograd.gradients import Array, owner_of, sum_to
+from numpy_mlp.autograd.operators import Operators
+
+__all__ = ["ClearedGraphError", "Context", "Module", "Op", "OpNode", "TensorNode", "no_grad"]
 
 _numbers = itertools.count()  # ops are numbered in the order they are applied
-
-
-class _State(threading.local):
-    recording = True  # in each thread of its own
-
-
-_state = _State()
 
 
 class ClearedGraphError(RuntimeError):
     """A graph was used after :meth:`TensorNode.clear` had taken it apart."""
 
 
-@contextmanager
-def no_grad() -> Iterator[None]:
-    """Compute values only: what is made inside has no ``source``, and nothing is remembered."""
-    before, _state.recording = _state.recording, False
-    try:
-        yield
-    finally:
-        _state.recording = before
-
-
-class TensorNode:
+class TensorNode(Operators):
     """A value in the graph, and the gradient of the loss with respect to it.
 
     Args:
@@ -143,89 +128,16 @@ class TensorNode:
                 node.source, node._cleared = None, True
             op.clear()
 
-    def __add__(self, other: Any) -> TensorNode:
-        return _apply("Add", self, other)
-
-    def __radd__(self, other: Any) -> TensorNode:
-        return _apply("Add", other, self)
-
-    def __sub__(self, other: Any) -> TensorNode:
-        return _apply("Sub", self, other)
-
-    def __rsub__(self, other: Any) -> TensorNode:
-        return _apply("Sub", other, self)
-
-    def __mul__(self, other: Any) -> TensorNode:
-        return _apply("Multiply", self, other)
-
-    def __rmul__(self, other: Any) -> TensorNode:
-        return _apply("Multiply", other, self)
-
-    def __truediv__(self, other: Any) -> TensorNode:
-        return _apply("Divide", self, other)
-
-    def __rtruediv__(self, other: Any) -> TensorNode:
-        return _apply("Divide", other, self)
-
-    def __neg__(self) -> TensorNode:
-        return _apply("Multiply", self, -1.0)
-
-    def __pow__(self, exponent: float) -> TensorNode:
-        return _apply("Power", self, exponent=float(exponent))
-
-    def __matmul__(self, other: Any) -> TensorNode:
-        return _apply("MatrixMultiply", self, other)
-
-    def __rmatmul__(self, other: Any) -> TensorNode:
-        return _apply("MatrixMultiply", other, self)
-
-    def __getitem__(self, index: Any) -> TensorNode:
-        return _apply("Slice", self, index=index)
-
-    # NumPy must leave ``array + node`` to __radd__ above instead of adding element by element.
-    __array_ufunc__ = None
-
-    def matmul(self, other: TensorNode) -> TensorNode:
-        """Return the matrix product; (..., N, K) and (..., K, M) -> (..., N, M)."""
-        return _apply("MatrixMultiply", self, other)
-
-    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> TensorNode:
-        """Return the sum of all values, or along ``axis``."""
-        return _apply("Sum", self, axis=axis, keepdims=keepdims)
-
-    def reshape(self, *shape: int | tuple[int, ...]) -> TensorNode:
-        """Return the same values in another shape; one length may be -1."""
-        return _apply("Reshape", self, shape=_flat(shape))
-
-    def transpose(self, *axes: int | tuple[int, ...]) -> TensorNode:
-        """Return the dimensions in another order; without ``axes``, reversed."""
-        return _apply("Transpose", self, axes=_flat(axes) or None)
-
-    def squeeze(self, dim: int = 0) -> TensorNode:
-        """Return the value without its dimension ``dim``, whose length is 1."""
-        return _apply("Squeeze", self, dim=dim)
-
-    def unsqueeze(self, dim: int = 0) -> TensorNode:
-        """Return the value with a dimension of length 1 put in at ``dim``."""
-        return _apply("Unsqueeze", self, dim=dim)
+    def _apply(self, name: str, *inputs: Any, **constants: Any) -> Self:
+        """Apply the op called ``name``, numbers and arrays among its inputs made into nodes."""
+        nodes = [x if isinstance(x, TensorNode) else _constant(x, self.dtype) for x in inputs]
+        result: Self = OPS[name].do_forward(*nodes, **constants)
+        return result
 
     def __repr__(self) -> str:
         name = f"{self.name}, " if self.name else ""
         source = None if self.source is None else self.source.op.__name__
         return f"TensorNode[{name}size {self.size()}, source {source}]"
-
-
-class Context(dict[str, Any]):
-    """What an op's ``forward`` leaves for its ``backward``: a dictionary.
-
-    Attributes:
-        needs_input_grad: for each input, whether a gradient is wanted. An op may return None for
-            one that is not, and save the work.
-    """
-
-    def __init__(self, needs_input_grad: tuple[bool, ...] = ()) -> None:
-        super().__init__()
-        self.needs_input_grad = needs_input_grad
 
 
 class OpNode:
@@ -272,16 +184,16 @@ class OpNode:
         ops = [op for node in outputs[:1] for op in _ops_below(node)]
         for node in outputs:
             walk.nodes.pop(id(node))  # their gradients are where they belong already
-        walk.holders.update((_owner(node.grad), node) for node in outputs)
+        walk.holders.update((owner_of(node.grad), node) for node in outputs)
         walk.run(ops)
 
     def gradients(self, goutputs: Sequence[Array | None]) -> tuple[Array | None, ...]:
         """Return ∂L/∂input for each input, given ∂L/∂output for each output (None for zeros)."""
         # An array on its way may be on its way to other nodes too, and one that an op returns may
-        # be one it keeps. Our own ops are known to be careful; a user's gets and gives copies.
-        ours = self.op.__module__.startswith(__package__ or "")
+        # be one it keeps: an op that does not declare to be pure gets and gives copies.
+        pure = self.op.pure
         upstream = [
-            np.zeros(shape, dtype) if g is None else g if ours else g.copy()
+            np.zeros(shape, dtype) if g is None else g if pure else g.copy()
             for g, (shape, dtype) in zip(goutputs, self._shapes, strict=True)
         ]
         ginputs = self.op.backward(self.context, *upstream)
@@ -297,7 +209,7 @@ class OpNode:
                     f"{self.op.__name__}.backward returned no gradient for input {i}, which wants "
                     f"one"
                 )
-        return ginputs if ours else tuple(g if g is None else np.array(g) for g in ginputs)
+        return ginputs if pure else tuple(g if g is None else np.array(g) for g in ginputs)
 
     def zero_grad(self) -> None:
         """Set the gradients of the inputs, and of all that they depend on, to zero."""
@@ -324,7 +236,18 @@ class Op:
       engine sums it back.
 
     Neither may modify its arguments.
+
+    Attributes:
+        pure: whether ``backward`` writes neither to what it was given nor, later on, to what it
+            returned, so that the engine need not copy. A class declares it for itself, ``class
+            Add(Op, pure=True)``, and no subclass inherits it, which may write another ``backward``.
     """
+
+    pure: ClassVar[bool] = False
+
+    def __init_subclass__(cls, *, pure: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.pure = pure
 
     @classmethod
     def do_forward(cls, *inputs: TensorNode, **constants: Any) -> Any:
@@ -347,7 +270,7 @@ class Op:
         context = Context(needs)
         values = cls.forward(context, *[node.value for node in inputs], **constants)
         values = values if isinstance(values, tuple) else (values,)
-        if _state.recording and any(needs):
+        if recording.on and any(needs):
             nodes = OpNode(cls, context, inputs).produce(values)
         else:
             nodes = [TensorNode(value, requires_grad=False) for value in values]
@@ -364,6 +287,10 @@ class Op:
         raise NotImplementedError
 
 
+OPS: dict[str, type[Op]] = {}
+"""Our ops by name, for the operators of a node; :mod:`numpy_mlp.autograd.ops` fills it."""
+
+
 class Module:
     """Parameters, and a function of them: ``forward`` builds a graph, which knows its way back."""
 
@@ -378,22 +305,6 @@ class Module:
     def parameters(self) -> list[TensorNode]:
         """Return the nodes that training updates."""
         return []
-
-
-def _apply(name: str, *inputs: Any, **constants: Any) -> TensorNode:
-    """Apply the op called ``name``, numbers and arrays among its inputs made into nodes."""
-    from numpy_mlp.autograd import ops
-
-    dtype = next(x.value.dtype for x in inputs if isinstance(x, TensorNode))
-    nodes = [x if isinstance(x, TensorNode) else _constant(x, dtype) for x in inputs]
-    result: TensorNode = getattr(ops, name).do_forward(*nodes, **constants)
-    return result
-
-
-def _flat(numbers: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
-    """Return the numbers, given one by one or as one tuple."""
-    first = numbers[0] if numbers else ()
-    return first if isinstance(first, tuple) else numbers  # type: ignore[return-value]
 
 
 def _constant(value: Any, dtype: DTypeLike) -> TensorNode:
@@ -449,7 +360,7 @@ class _Walk:
                 continue
             for node, grad in zip(op.inputs, op.gradients(upstream), strict=True):
                 if node.requires_grad and grad is not None:
-                    self._add(node, _sum_to(grad, node, op))
+                    self._add(node, sum_to(grad, node.value, op.op.__name__))
             for output in outputs:
                 if output is not None:
                     self._deliver(output)
@@ -479,40 +390,10 @@ class _Walk:
             node.grad = np.asarray(node._grad + grad)
             return
         node.grad = grad
-        owner = _owner(grad)
+        owner = owner_of(grad)
         if owner in self.holders or not grad.flags.writeable:
             node._shared = True
             if owner in self.holders:
                 self.holders[owner]._shared = True
         else:
             self.holders[owner] = node
-
-
-def _owner(array: Array) -> int:
-    """Return the identity of the array that owns the memory of a view."""
-    while isinstance(array.base, np.ndarray):
-        array = array.base
-    return id(array)
-
-
-def _sum_to(grad: Any, node: TensorNode, op: OpNode) -> Array:
-    """Return ``grad`` summed over the dimensions along which ``node`` was broadcast.
-
-    y = x broadcast: every copy of x[i] adds its own gradient, ∂L/∂x[i] = Σ over copies ∂L/∂y.
-    """
-    grad, shape = np.asarray(grad), node.value.shape
-    if grad.shape != shape:
-        extra = grad.ndim - len(shape)
-        kept = grad.shape[extra:] if extra >= 0 else ()
-        if extra < 0 or any(n not in (1, g) for n, g in zip(shape, kept, strict=True)):
-            raise ValueError(
-                f"{op.op.__name__}.backward returned a gradient of shape {grad.shape} for an "
-                f"input of shape {shape}"
-            )
-        stretched = [i + extra for i, n in enumerate(shape) if n == 1 and kept[i] != 1]
-        axes: Sequence[int] = (*range(extra), *stretched)
-        grad = grad.sum(axis=tuple(axes)).reshape(shape)
-    if grad.dtype != node.value.dtype:
-        grad = grad.astype(node.value.dtype)
-    result: Array = grad
-    return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,15 @@ def elu(x: TensorNode) -> TensorNode:
     """Return x where it is positive, ``e^x - 1`` elsewhere."""
     result: TensorNode = ELU.do_forward(x)
     return result
+
+
+ACTIVATIONS: dict[str, Callable[[TensorNode], TensorNode]] = {
+    "relu": relu,
+    "leaky_relu": leaky_relu,
+    "elu": elu,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+}
 
 
 def softmax(x: TensorNode) -> TensorNode:

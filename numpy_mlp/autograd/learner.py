@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from numpy_mlp import mlp
 from numpy_mlp.anomaly import check_finite, name_of
 from numpy_mlp.autograd.core import TensorNode, no_grad
-from numpy_mlp.autograd.functions import elu, leaky_relu, relu, sigmoid, tanh
+from numpy_mlp.autograd.functions import ACTIVATIONS, leaky_relu
 from numpy_mlp.autograd.ops import BatchMM, SoftmaxCrossEntropy
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import (
     BatchNormModule,
     DropoutModule,
-    ELUModule,
+    FlattenModule,
     LeakyReLUModule,
     LinearModule,
     Module,
-    ReLUModule,
-    SigmoidModule,
     SoftMaxModule,
-    TanhModule,
 )
 from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]
 
-_ACTIVATIONS: dict[type[Module], Callable[[TensorNode], TensorNode]] = {
-    ReLUModule: relu,
-    ELUModule: elu,
-    SigmoidModule: sigmoid,
-    TanhModule: tanh,
-}
+_ACTIVATIONS = {kind: ACTIVATIONS[name] for name, (kind, _) in mlp.ACTIVATIONS.items()}
 
 
 class GraphLearner(NumpyLearner):
@@ -52,7 +44,7 @@ class GraphLearner(NumpyLearner):
         optimizer: made with ``list(model.params.values())``.
         detect_anomaly: check the output of every layer, and the gradient of every parameter.
 
-    Shapes: images (N, ...), flattened to (N, D); labels (N,), integers.
+    Shapes: images (N, ...), as the network takes them; labels (N,), integers.
     """
 
     def __init__(self, model: MLP, optimizer: Optimizer, *, detect_anomaly: bool = False) -> None:
@@ -69,7 +61,7 @@ class GraphLearner(NumpyLearner):
         self.model.train()
         logits = self._logits(images)
         loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
-        self._check_loss(float(loss.value), images.reshape(len(images), -1))
+        self._check_loss(float(loss.value), images)
         for node in self.nodes.values():
             node.zero_grad()
         loss.backward()
@@ -96,7 +88,8 @@ class GraphLearner(NumpyLearner):
             return softmax(self._logits(images).value)
 
     def _logits(self, images: Array) -> TensorNode:
-        x = TensorNode(images.reshape(len(images), -1), name="images", requires_grad=False)
+        x = TensorNode(images, name="images", requires_grad=False)
+        x = self.apply(self.model.flatten, "flatten", x)
         for i, layer in enumerate(self.model.layers):
             if not isinstance(layer, SoftMaxModule):  # part of the loss
                 x = self.apply(layer, f"layers.{i}", x)
@@ -118,6 +111,8 @@ class GraphLearner(NumpyLearner):
             kept = layer.rng.random(x.size(), dtype=np.float32) >= layer.p
             scale: Array = kept.astype(x.dtype) * x.dtype.type(1 / (1 - layer.p))
             return x * scale
+        if isinstance(layer, FlattenModule):
+            return x.reshape(x.size(0), -1)
         if isinstance(layer, LeakyReLUModule):
             return leaky_relu(x, layer.neg_slope)
         return _ACTIVATIONS[type(layer)](x)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from numpy_mlp.autograd import functions
 from numpy_mlp.autograd.core import Module, TensorNode
+from numpy_mlp.autograd.functions import ACTIVATIONS, softmax
 from numpy_mlp.autograd.ops import BatchMM
-
-ACTIVATIONS: dict[str, Callable[[TensorNode], TensorNode]] = {
-    "relu": functions.relu,
-    "leaky_relu": functions.leaky_relu,
-    "elu": functions.elu,
-    "sigmoid": functions.sigmoid,
-    "tanh": functions.tanh,
-}
 
 
 class Linear(Module):
@@ -109,7 +101,7 @@ class MLP(Module):
 
     def forward(self, input: TensorNode) -> TensorNode:
         """Return probabilities, (N, input_size) -> (N, output_size)."""
-        return functions.softmax(self.logits(input))
+        return softmax(self.logits(input))
 
     def parameters(self) -> list[TensorNode]:
         """Return w and b of each layer, from input to output."""

@@ -12,6 +12,7 @@ from numpy_mlp.modules.activations import (
 )
 from numpy_mlp.modules.batchnorm import BatchNormModule
 from numpy_mlp.modules.dropout import DropoutModule
+from numpy_mlp.modules.flatten import FlattenModule
 from numpy_mlp.modules.linear import LinearModule
 from numpy_mlp.modules.losses import CrossEntropyModule, SoftMaxCrossEntropyModule
 from numpy_mlp.modules.module import BackwardBeforeForwardError, Module
@@ -23,6 +24,7 @@ __all__ = [
     "CrossEntropyModule",
     "DropoutModule",
     "ELUModule",
+    "FlattenModule",
     "LeakyReLUModule",
     "LinearModule",
     "Module",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy_mlp.modules.module import Array, Module
 
 
-class ReLUModule(Module):
+class ReLUModule(Module, takes_workspace=True):
     """Rectified linear unit: ``y = max(x, 0)``.
 
     At the kink, x = 0, the derivative is taken as 0, as PyTorch does.
@@ -38,7 +38,7 @@ class ReLUModule(Module):
         return dx
 
 
-class LeakyReLUModule(Module):
+class LeakyReLUModule(Module, takes_workspace=True):
     """ReLU with a slope below zero: ``y = x if x > 0 else neg_slope · x``.
 
     Args:
@@ -71,7 +71,7 @@ class LeakyReLUModule(Module):
         return f"LeakyReLUModule(neg_slope={self.neg_slope})"
 
 
-class ELUModule(Module):
+class ELUModule(Module, takes_workspace=True):
     """Exponential linear unit: ``y = x if x > 0 else alpha · (exp(x) - 1)``.
 
     Args:
@@ -117,7 +117,7 @@ class ELUModule(Module):
         return f"ELUModule(alpha={self.alpha})"
 
 
-class SigmoidModule(Module):
+class SigmoidModule(Module, takes_workspace=True):
     """Logistic function: ``y = 1 / (1 + exp(-x))``."""
 
     def forward(self, x: Array) -> Array:
@@ -142,7 +142,7 @@ class SigmoidModule(Module):
         return dx
 
 
-class TanhModule(Module):
+class TanhModule(Module, takes_workspace=True):
     """Hyperbolic tangent: ``y = tanh(x)``."""
 
     def forward(self, x: Array) -> Array:

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 from numpy_mlp.modules.module import Array, Module, check_dtype
 
 
-class BatchNormModule(Module):
+class BatchNormModule(Module, takes_workspace=True):
     """Standardise each feature over the batch, then scale and shift it.
 
     ``x_hat = (x - μ) / √(σ² + eps)``, ``y = weight · x_hat + bias``, with μ and σ² the mean and the

@@ -7,7 +7,7 @@ import numpy as np
 from numpy_mlp.modules.module import Array, Module
 
 
-class DropoutModule(Module):
+class DropoutModule(Module, takes_workspace=True):
     """Inverted dropout: in training ``y = x · m / (1 - p)`` with m[i] = 0 with probability p.
 
     Dividing by 1 - p keeps the expectation, E[y] = x, so that evaluation is the identity.

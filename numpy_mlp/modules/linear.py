@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from numpy_mlp.modules.module import Array, Module, check_dtype
 
 
-class LinearModule(Module):
+class LinearModule(Module, takes_workspace=True):
     r"""Affine map of each row of a batch: ``y = x Wᵀ + b``.
 
     Entry by entry, ``y[n,o] = Σ_i x[n,i] W[o,i] + b[o]``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -32,12 +32,22 @@ class Module:
     ``grads`` included, are in that step's arrays, which the next step overwrites, and a layer may
     write over an argument that nobody reads any more: :meth:`_new` and :meth:`_over` give a result
     its array either way.
+
+    Attributes:
+        takes_workspace: whether the class may be lent one: it keeps what its ``backward`` reads by
+            :meth:`_remember` alone. A class declares it for itself, ``class ReLUModule(Module,
+            takes_workspace=True)``, and no subclass inherits it, which may keep other things.
     """
 
+    takes_workspace: ClassVar[bool] = False
     workspace: Workspace | None = None
     params: dict[str, Array]
     grads: dict[str, Array]
     buffers: dict[str, Array]
+
+    def __init_subclass__(cls, *, takes_workspace: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.takes_workspace = takes_workspace
 
     def __init__(self) -> None:
         self.training = True
@@ -50,6 +60,13 @@ class Module:
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x, given ``dout`` = ∂L/∂f(x); parameter gradients go into ``grads``."""
         raise NotImplementedError
+
+    def backward_parameters(self, dout: Array) -> None:
+        """Store the parameter gradients; a layer that can leave out ∂L/∂x has its own.
+
+        Enough for the first layer with parameters of a network, whose ∂L/∂x training never reads.
+        """
+        self.backward(dout)
 
     def __call__(self, x: Array) -> Array:
         """Return :meth:`forward` of ``x``."""

@@ -19,7 +19,7 @@ def softmax(x: Array) -> Array:
     return y
 
 
-class SoftMaxModule(Module):
+class SoftMaxModule(Module, takes_workspace=True):
     """Softmax over each row: ``y[n,c] = exp(x[n,c]) / Σ_k exp(x[n,k])``.
 
     Shapes: ``x``, ``y``, ``dout``, ``dx`` all (N, C).

@@ -10,7 +10,11 @@ import torch
 
 from numpy_mlp import MLP
 from numpy_mlp.gradient_check import check_gradients
-from numpy_mlp.modules import BackwardBeforeForwardError, SoftMaxCrossEntropyModule
+from numpy_mlp.modules import (
+    BackwardBeforeForwardError,
+    BatchNormModule,
+    SoftMaxCrossEntropyModule,
+)
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -63,6 +67,38 @@ def test_three_ways_back_agree(rng: np.random.Generator, input_dropout: float) -
     dlogits = model.layers[-1].backward(dout)
     np.testing.assert_array_equal(model.backward_logits(dlogits), dx)
     model.backward_parameters(dlogits)
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(model.grads[name], grad)
+
+
+def test_images_are_flattened(rng: np.random.Generator) -> None:
+    model = MLP(12, [6], 4, input_dropout=0.3, rng=rng)
+    images, dout = rng.standard_normal((8, 3, 2, 2)), rng.standard_normal((8, 4))
+    masks = model.layers[0].rng.bit_generator.state
+    p, dx = model.forward(images), model.backward(dout)
+    grads = {name: grad.copy() for name, grad in model.grads.items()}
+    model.layers[0].rng.bit_generator.state = masks
+    np.testing.assert_array_equal(model.forward(images.reshape(8, 12)), p)
+    np.testing.assert_array_equal(model.backward(dout), dx.reshape(8, 12))
+    assert dx.shape == images.shape and list(grads) == list(model.params)
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(model.grads[name], grad)
+    model.eval()
+    assert not any(layer.training for layer in model.modules())
+    assert "Flatten" not in repr(model)
+
+
+def test_the_first_layer_with_parameters_computes_no_dx(rng: np.random.Generator) -> None:
+    """It may be another than a linear layer, and what comes before it is not asked for anything."""
+    model = MLP(3, [6], 4, input_dropout=0.3, rng=rng)
+    model.layers.insert(1, BatchNormModule(3))
+    dlogits = model.logits(rng.standard_normal((8, 3)))
+    model.backward_logits(dlogits)
+    grads = {name: grad.copy() for name, grad in model.grads.items()}
+    model.layers[0].backward = None  # type: ignore[assignment, method-assign]
+    done: list[Any] = []
+    model.backward_parameters(dlogits, done.append)
+    assert done == model.layers[-2:0:-1] and isinstance(done[-1], BatchNormModule)
     for name, grad in grads.items():
         np.testing.assert_array_equal(model.grads[name], grad)
 

@@ -18,6 +18,7 @@ from numpy_mlp.modules import (
     CrossEntropyModule,
     DropoutModule,
     ELUModule,
+    FlattenModule,
     LeakyReLUModule,
     LinearModule,
     Module,
@@ -27,6 +28,7 @@ from numpy_mlp.modules import (
     SoftMaxModule,
     TanhModule,
 )
+from numpy_mlp.workspace import Workspace
 
 
 def _torch_linear(layer: Module) -> torch.nn.Module:
@@ -69,6 +71,7 @@ CASES = {
     "sigmoid": Case(SigmoidModule, lambda _: torch.nn.Sigmoid()),
     "tanh": Case(TanhModule, lambda _: torch.nn.Tanh()),
     "softmax": Case(SoftMaxModule, lambda _: torch.nn.Softmax(dim=1)),
+    "flatten": Case(FlattenModule, lambda _: torch.nn.Flatten()),
     "dropout": Case(lambda: DropoutModule(0.4, rng=np.random.default_rng(2)), None),
     "batchnorm": Case(_random_batchnorm, _torch_batchnorm),
 }
@@ -253,6 +256,45 @@ def test_gradients_that_were_reset_to_none_come_back(rng: np.random.Generator) -
     np.testing.assert_allclose(kept, dout.sum(axis=0))
     layer.backward(2 * dout)
     np.testing.assert_allclose(kept, dout.sum(axis=0))
+
+
+def test_backward_parameters_of_a_layer_without_one_of_its_own(rng: np.random.Generator) -> None:
+    layer, x, dout = _random_batchnorm(), _input(rng), rng.standard_normal((7, 3))
+    layer.forward(x)
+    layer.backward(dout)
+    expected = copy.deepcopy(layer.grads)
+    layer.grads = {}
+    assert layer.backward_parameters(dout) is None  # type: ignore[func-returns-value]
+    for key, grad in expected.items():
+        np.testing.assert_array_equal(layer.grads[key], grad)
+
+
+# --- flatten -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (5, 2, 3), (5, 2, 3, 4), (0, 2, 3), (1, 1, 1, 1)])
+def test_flatten_of_any_shape(shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    layer, x = FlattenModule(), rng.standard_normal(shape)
+    y, expected = layer.forward(x), torch.from_numpy(x).flatten(1).numpy()
+    np.testing.assert_array_equal(y, expected)
+    dout = rng.standard_normal(y.shape)
+    dx = layer.backward(dout)
+    assert dx.shape == shape
+    np.testing.assert_array_equal(dx.reshape(dout.shape), dout)
+    if x.size:
+        assert check_gradients(FlattenModule(), x, rng=rng).passed
+
+
+def test_flatten_within_a_step_copies_nothing(rng: np.random.Generator) -> None:
+    layer, x, dout = FlattenModule(), rng.standard_normal((5, 2, 3)), rng.standard_normal((5, 6))
+    with Workspace().lent_to([layer]):
+        assert np.shares_memory(layer.forward(x), x)
+        assert np.shares_memory(layer.backward(dout), dout)
+
+
+def test_flatten_refuses_what_is_no_batch() -> None:
+    with pytest.raises(AssertionError, match=r"\(3,\), expected \(N, \.\.\.\)"):
+        FlattenModule().forward(np.ones(3))
 
 
 # --- activations ---------------------------------------------------------------------------------

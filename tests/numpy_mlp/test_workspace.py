@@ -161,6 +161,38 @@ def test_a_layer_from_elsewhere_may_keep_what_it_likes(rng: np.random.Generator)
         np.testing.assert_array_equal(fast.params[name], param, err_msg=name)
 
 
+class KeepsMore(TanhModule):
+    """A layer of ours with a backward pass from elsewhere, which reads the input as it was."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.x = x
+        return super().forward(x)
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        return dout * (1 - np.tanh(self.x) ** 2)
+
+
+def test_what_a_layer_promises_holds_for_no_subclass_of_it() -> None:
+    class Declares(KeepsMore, takes_workspace=True):
+        pass
+
+    for cls, takes in ((Module, False), (TanhModule, True), (KeepsMore, False), (Declares, True)):
+        assert cls.takes_workspace is takes
+        layer, workspace = cls(), Workspace()
+        with workspace.lent_to([LinearModule(2, 2), layer]):
+            assert layer.workspace is (workspace if takes else None)
+    fast, by_hand = _network(activation="tanh"), _network(activation="tanh")
+    for model in (fast, by_hand):
+        model.layers[1] = KeepsMore()
+    optimizers = [SGD(list(m.params.values()), 0.1) for m in (fast, by_hand)]
+    x, y = np.random.default_rng(0).standard_normal((7, 6)), np.arange(7) % 4
+    NumpyLearner(fast, optimizers[0]).train_step(x, y, 0.1)
+    by_hand.backward_logits(SoftMaxCrossEntropyModule().backward(by_hand.logits(x), y))
+    optimizers[1].step(list(by_hand.grads.values()))
+    for name, param in by_hand.params.items():
+        np.testing.assert_array_equal(fast.params[name], param, err_msg=name)
+
+
 def test_an_optimizer_of_another_network_is_refused() -> None:
     model, other = _network(), _network()
     params = list(model.params.values())

@@ -28,9 +28,9 @@ from handgrad.checker.guesses import Given, NoInputError, Point, Sizes
 
 _MODULES = [
     *(getattr(numpy_mlp.modules, name) for name in ("activations", "batchnorm", "dropout")),
-    *(getattr(numpy_mlp.modules, name) for name in ("linear", "losses", "softmax")),
+    *(getattr(numpy_mlp.modules, name) for name in ("flatten", "linear", "losses", "softmax")),
     numpy_mlp.mlp,
-    numpy_mlp.autograd.ops,
+    *(getattr(numpy_mlp.autograd.ops, name) for name in ("elementwise", "matrices", "shapes")),
     custom_modules.custom_batchnorm,
     custom_modules.custom_layernorm,
 ]
