@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# One thread a process, of BLAS and of PyTorch, in the tests and in what they start: two of the
+# tests' processes share the cores, and threads that wait for each other's turn cost more than they
+# bring. To be said before NumPy is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 
@@ -24,3 +29,9 @@ def real_data() -> Path:
     if not (folder / "cifar-10-batches-py").is_dir() or not (folder / "MNIST").is_dir():
         pytest.skip(f"no cifar-10-batches-py and MNIST in {folder}; set HANDGRAD_DATA_DIR")
     return folder.resolve()
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no pictures, which takes most of the time of a short one, and has its own tests."""
+    monkeypatch.setattr("handgrad.runs.run._draw", lambda *args: None)
