@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -14,6 +15,23 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# Fixtures that take long: the tests of each run in one process, so that it is made once.
+MADE_ONCE = {"planted", "whole", "default_run", "_finished_once"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests belong together, and begin with what can take longest: mypy's first time."""
+    items.sort(key=lambda item: item.path.stem != "test_code_quality")
+    for item in items:
+        for name in MADE_ONCE.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{name}"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported, PyTorch above all, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from handgrad.benchmark import command as benchmark
 from handgrad.benchmark import steps, workers
 from handgrad.benchmark import whole_commands as runs
 from handgrad.checker import command as check_gradients
+from handgrad.environment import HOLDS
 from handgrad.lockstep import command as compare_engines
 from handgrad.reproduction import command as reproduce
 
@@ -188,7 +189,7 @@ def _short_and_once(
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
     """Make the benchmarks small: this is about the commands, not about what they measure."""
     monkeypatch.setattr(
         steps, "WORKLOADS", {"B small": {"sizes": (6, 5, 4), "batch_size": 4, "momentum": 0.9}}
@@ -201,7 +202,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_PRESET", ("--preset", "uva-2018", "--max-steps", "2"))
     monkeypatch.setattr(runs, "_BATCH_SIZES", (32,))
     monkeypatch.setattr(runs, "_command_seconds", _short_and_once(runs._command_seconds))
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    for name in HOLDS:
+        monkeypatch.delenv(name, raising=False)
 
 
 def _runner(command: str) -> tuple[Callable[[list[str], Path], int], list[str]] | None:

@@ -8,10 +8,10 @@ torchrun's own: how the processes find each other, are watched, replaced and end
 
 from __future__ import annotations
 
+import importlib
 import sys
 from typing import Any
 
-import torch._dynamo  # optimizers import it, and that takes as long again
 from torch.distributed import run
 
 from handgrad.backends import mlp_torch
@@ -30,6 +30,7 @@ def forking(arguments: Any) -> tuple[Any, Any, list[str]]:
     return config, train, words[2:]
 
 
+importlib.import_module("torch._dynamo")  # optimizers do, and that takes as long again
 config_from_args, run.config_from_args = run.config_from_args, forking
 
 if __name__ == "__main__":
