@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-# Fixtures that take long: the tests of each run in one process, so that it is made once.
-MADE_ONCE = {"planted", "whole", "default_run", "_finished_once"}
+# The files that take longest come first, so that none is left for one process at the end.
+LONGEST = [
+    "test_code_quality", "test_torchrun", "test_check_gradients", "test_readme_commands",
+    "test_storage", "test_pytorch", "test_reproduce", "test_kill_and_resume", "test_mlp_numpy",
+    "test_benchmark", "test_compare_engines", "test_page", "test_terminal", "test_distributed",
+]  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say which tests belong together, and begin with what can take longest: mypy's first time."""
-    items.sort(key=lambda item: item.path.stem != "test_code_quality")
-    for item in items:
-        for name in MADE_ONCE.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem}-{name}"))
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_collection_finish() -> None:
