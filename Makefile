@@ -1,5 +1,5 @@
 # make train   train the hand-written NumPy MLP   (ARGS="--dataset cifar10" passes arguments on)
-# make test    run every test
+# make test    run every test, two at a time
 # make test-min   the same with the oldest version allowed of everything, in an environment of its own
 # make audit   look for known vulnerabilities in what is installed
 # make lint    ruff and mypy --strict

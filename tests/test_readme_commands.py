@@ -21,6 +21,7 @@ from handgrad.benchmark import command as benchmark
 from handgrad.benchmark import steps, workers
 from handgrad.benchmark import whole_commands as runs
 from handgrad.checker import command as check_gradients
+from handgrad.environment import HOLDS
 from handgrad.lockstep import command as compare_engines
 from handgrad.reproduction import command as reproduce
 
@@ -186,7 +187,7 @@ def _short_and_once(
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
     """Make the benchmarks small: this is about the commands, not about what they measure."""
     small = {"sizes": (6, 5, 4), "batch_size": 4, "lr": 0.01, "momentum": 0.9}
     monkeypatch.setattr(steps, "WORKLOADS", {"B small": small})
@@ -198,7 +199,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "_PRESET", ("--preset", "uva-2018", "--max-steps", "2"))
     monkeypatch.setattr(runs, "_BATCH_SIZES", (32,))
     monkeypatch.setattr(runs, "_run_command", _short_and_once(runs._run_command))
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    for name in HOLDS:
+        monkeypatch.delenv(name, raising=False)
 
 
 def _runner(command: str) -> tuple[Callable[[list[str], Path], int], list[str]] | None:

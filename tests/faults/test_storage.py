@@ -76,7 +76,7 @@ def test_every_write_may_fail(
     main, options = COMMANDS[name]
     argv = [*OPTIONS, *options]
     if name != "pytorch":  # pictures take time, and are written like everything else
-        monkeypatch.setattr(run, "_draw", lambda *args: None)
+        monkeypatch.setattr("handgrad.runs.result.draw_pictures", lambda *args: None)
     assert main([*argv, "--out", str(tmp_path / "whole")]) == 0
     wanted = _weights(tmp_path / "whole")
     capsys.readouterr()
@@ -145,8 +145,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run train-mlp-numpy, without the pictures, which take longer than the training."""
+    code = "import sys; from handgrad.runs import result; result.draw_pictures = lambda *a: None; "
+    code += "from handgrad.backends.command import train_mlp_numpy as main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "train_mlp_numpy.py"), *arguments],
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -456,6 +456,7 @@ def test_both_engines_give_the_same_run(
         assert other.loss == pytest.approx(one.loss, rel=tolerance)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_graph_engine_resumes_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -479,6 +480,7 @@ def test_the_graph_engine_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     "options", ["", "--batch-norm --dropout 0.2 --input-dropout 0.1 --activation elu"]
 )
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_can_be_used_from_python(tmp_path: Path, options: str) -> None:
     folder = tmp_path / "run"
     argv = [*options.split(), "--max-steps", "60", "--preprocess", "mean-image", "--lr", "0.001"]
@@ -493,6 +495,7 @@ def test_a_run_can_be_used_from_python(tmp_path: Path, options: str) -> None:
     assert class_names == tuple("0123456789")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_commands_of_a_run_are_all_kept(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert main(["--max-steps", "3", "--quiet", "--out", str(folder)]) == 0
@@ -502,6 +505,7 @@ def test_the_commands_of_a_run_are_all_kept(tmp_path: Path) -> None:
     assert commands[1].endswith("--max-steps 4") and len(commands) == 2
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_data_folder_says_what_is_learnt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -530,6 +534,7 @@ def test_options_that_would_contradict_or_be_ignored(
     _assert_refused(argv, named, capsys)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_neg_slope_alone_is_recorded_as_what_it_is(tmp_path: Path) -> None:
     argv = ["--neg-slope", "0.1", "--max-steps", "2", "--quiet", "--out", str(tmp_path / "run")]
     assert main(argv) == 0

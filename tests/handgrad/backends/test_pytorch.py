@@ -67,6 +67,7 @@ def test_a_run_writes_every_file_and_repeats(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
+@pytest.mark.usefixtures("no_pictures")
 def test_stopped_and_resumed_is_as_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: str, stop_at: int
 ) -> None:
@@ -98,6 +99,7 @@ def test_stopped_and_resumed_is_as_never_stopped(
     assert tables[0] == tables[1]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_networks_learn(tmp_path: Path) -> None:
     main, _ = COMMANDS["mlp"]
     options = ["--quiet", "--precision", "float32", "--target-accuracy", "0.95"]
@@ -110,6 +112,7 @@ def test_the_networks_learn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "rel"), [("float64", 1e-9), ("float32", 1e-3)])
+@pytest.mark.usefixtures("no_pictures")
 def test_the_same_seed_is_the_same_run_as_in_numpy(
     tmp_path: Path, precision: str, rel: float
 ) -> None:
@@ -123,6 +126,7 @@ def test_the_same_seed_is_the_same_run_as_in_numpy(
     assert ours[-1].loss < 0.5 * ours[0].loss
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_weights_of_the_mlp_load_in_numpy(tmp_path: Path) -> None:
     assert _run("mlp", tmp_path / "torch") == 0
     from numpy_mlp import MLP as NumpyMLP
@@ -133,6 +137,7 @@ def test_weights_of_the_mlp_load_in_numpy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("options", ["", "--precision float64", "--norm manual"])
+@pytest.mark.usefixtures("no_pictures")
 def test_a_run_can_be_used_from_python(tmp_path: Path, name: str, options: str) -> None:
     folder = tmp_path / "run"
     assert _run(name, folder, options, steps=5) == 0
@@ -185,6 +190,7 @@ def test_normalisation_of_what_has_none(capsys: pytest.CaptureFixture[str]) -> N
     assert "--batch-norm" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_auto_decided_is_said_and_recorded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -200,6 +206,7 @@ def test_what_auto_decided_is_said_and_recorded(
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("options", ["--precision bf16", "--precision float64", "--norm autograd"])
+@pytest.mark.usefixtures("no_pictures")
 def test_precisions_and_normalisations(tmp_path: Path, name: str, options: str) -> None:
     options = f"{options} --precision float32" if "norm" in options else options
     assert _run(name, tmp_path / "run", options, steps=3) == 0
@@ -208,6 +215,7 @@ def test_precisions_and_normalisations(tmp_path: Path, name: str, options: str) 
     assert all(a.dtype == expected for key, a in weights.items() if not key.endswith("tracked"))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_checkpoint_of_another_architecture_names_the_first_mismatch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

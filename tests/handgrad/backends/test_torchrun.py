@@ -17,16 +17,22 @@ from handgrad.training.checkpoint import load_arrays
 from handgrad.training.metrics import read_metrics
 
 ROOT = Path(__file__).parents[3]
+TORCHRUN = ("-m", "torch.distributed.run")
+FORKING = (str(Path(__file__).with_name("forking_torchrun.py")),)
 # Dropout, so that each process draws masks of its own; a last batch of an epoch that is uneven.
 OPTIONS = "--precision float32 --dropout 0.2 --batch-size 50 --hidden-dims 32 --eval-every 40"
 
 
 def _torchrun(
-    options: str, n: int = 2, restarts: int = 0, cwd: Path | None = None
+    options: str,
+    n: int = 2,
+    restarts: int = 0,
+    cwd: Path | None = None,
+    launcher: tuple[str, ...] = FORKING,
 ) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *(sys.executable, *launcher, "--standalone"),
             *("--nproc-per-node", str(n), "--max-restarts", str(restarts)),
             *(str(ROOT / "scripts" / "train_mlp_pytorch.py"), *options.split()),
         ],
@@ -93,7 +99,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "run"
-    process = _torchrun(f"{OPTIONS} --max-steps 400 --out {folder}", restarts=2)
+    options = f"{OPTIONS} --max-steps 400 --out {folder}"
+    process = _torchrun(options, restarts=2, launcher=TORCHRUN)
     _wait_for_row(folder, 120, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
@@ -107,7 +114,7 @@ def test_a_killed_process_is_replaced_and_nothing_is_lost(tmp_path: Path, whole:
 
 def test_sigterm_stops_all_and_the_run_can_be_resumed(tmp_path: Path, whole: Path) -> None:
     folder = tmp_path / "run"
-    process = _torchrun(f"{OPTIONS} --max-steps 400 --out {folder}")
+    process = _torchrun(f"{OPTIONS} --max-steps 400 --out {folder}", launcher=TORCHRUN)
     _wait_for_row(folder, 80, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 from handgrad.benchmark import command as benchmark
 from handgrad.benchmark import contenders, report, steps, workers
+from handgrad.environment import HOLDS
 
 SMALL = {"sizes": (12, 7, 3), "batch_size": 4, "lr": 0.01, "momentum": 0.9}
 
@@ -113,7 +114,8 @@ def test_a_worker_whose_library_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_openblas_is_held_or_not_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
+    for name in HOLDS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     with workers.Race(threads=1) as race:
         own, held = (
@@ -130,8 +132,8 @@ def test_openblas_is_held_or_not_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
 def test_step_compares_all(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
-    monkeypatch.delenv("OPENBLAS_L2_SIZE", raising=False)
+    for name in HOLDS:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(steps, "WORKLOADS", {"W small": {**SMALL}})
     monkeypatch.setattr(steps, "_RACE", tuple(r for r in steps._RACE if r[1] != "compiled"))
     monkeypatch.setattr(workers, "_SETTLE", 0.0)

@@ -137,12 +137,12 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_what_was_killed_before_its_first_checkpoint_begins_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, _finished_once: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shutil.copytree(_finished_once, tmp_path, dirs_exist_ok=True)
     short = replace(SHORT, seeds=(0,))
     _use(monkeypatch, short)
     argv = ["--runs", str(tmp_path)]
-    assert command.main(argv) == 0
     run = Run(short, 0, tmp_path, False)
     for path in run.folder.iterdir():
         if path.name not in ("config.json", "metrics.csv"):
@@ -155,10 +155,10 @@ def test_what_was_killed_before_its_first_checkpoint_begins_anew(
 
 
 def test_a_run_of_other_settings_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _use(monkeypatch, replace(SHORT, seeds=(0,)))
-    argv = ["--runs", str(tmp_path)]
+    argv = ["--runs", str(finished)]
     assert command.main(argv) == 0
     capsys.readouterr()
     _use(monkeypatch, replace(SHORT, seeds=(0,), command="train-mlp-numpy --epochs 2 --lr 0.05"))
@@ -166,7 +166,7 @@ def test_a_run_of_other_settings_is_left_alone(
     message = capsys.readouterr().err
     assert "short/seed-0" in message.replace(os.sep, "/") and "lr 0.1" in message
     assert message.count("\n") == 1
-    (tmp_path / "short/seed-0/config.json").unlink()
+    (finished / "short/seed-0/config.json").unlink()
     assert command.main(argv) == 2
     assert "is not a run folder" in capsys.readouterr().err
 
