@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handgrad.environment import describe_environment
+
 Array = NDArray[Any]
 Step = Callable[[], object]
 Workload = Mapping[str, Any]
@@ -221,17 +223,10 @@ def _in_turn(workload: Workload, dtype: type = np.float32) -> Iterator[tuple[Arr
 
 def _about() -> dict[str, Any]:
     """Return the matrix library in use, for a line of the report."""
-    from threadpoolctl import threadpool_info
-
-    blas = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
+    blas = describe_environment()["blas"]
     if "torch" in sys.modules or not blas:
         return {"core": None}
-    return {
-        "blas": blas[0].get("internal_api"),
-        "version": blas[0].get("version"),
-        "core": blas[0].get("architecture"),
-        "threads": blas[0].get("num_threads"),
-    }
+    return {"blas": blas[0].pop("name"), **blas[0]}
 
 
 def main() -> None:

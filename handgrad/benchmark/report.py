@@ -66,13 +66,10 @@ class Report:
                     f"{workload:<{left}}  {name:<{middle}} {1e3 * t.median:>8.3f} ms "
                     f"{1e3 * t.lower:>9.3f} to {1e3 * t.upper:>9.3f} ms {ratios[name]:>5.2f}"
                 )
-        print(f"1.00 is {' or '.join(self.reference)}" + ", whichever is faster" * self._several)
+        faster = ", whichever is faster" if len(self.reference) > 1 else ""
+        print(f"1.00 is {' or '.join(self.reference)}{faster}")
         for line in self.lines:
             print(line)
-
-    @property
-    def _several(self) -> bool:
-        return len(self.reference) > 1
 
     def write(self, out: Path) -> None:
         """Write ``<name>.json`` and ``<name>.png`` into the folder ``out``."""

@@ -84,7 +84,7 @@ class Worker:
         return json.loads(line)
 
 
-class Race:
+class Race(contextlib.ExitStack):
     """Workers that take turns; a context manager, which ends their processes.
 
     Args:
@@ -92,21 +92,16 @@ class Race:
     """
 
     def __init__(self, threads: int) -> None:
+        super().__init__()
         self.threads = threads
         self._workers: dict[str, Worker] = {}
-
-    def __enter__(self) -> Race:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.close()
 
     def enter(
         self, name: str, contender: str, workload: Mapping[str, Any], own_choice: bool = False
     ) -> Worker:
         """Start a worker under a name of its own; the other arguments are those of Worker."""
-        worker = self._workers[name] = Worker(contender, workload, self.threads, own_choice)
+        worker = Worker(contender, workload, self.threads, own_choice)
+        self._workers[name] = self.enter_context(contextlib.closing(worker))
         return worker
 
     def run(self, rounds: int, seconds: float = 0.08) -> dict[str, Timing]:

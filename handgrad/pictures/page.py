@@ -169,7 +169,7 @@ def _curves(result: Result) -> dict[str, Any]:
     by_step: dict[int, list[Row]] = {}
     for row in rows:
         by_step.setdefault(row.step, []).append(row)
-    kept = _some(sorted(by_step), -(-len(rows) // _TABLE_ROWS))
+    kept = set(_some(sorted(by_step), -(-len(rows) // _TABLE_ROWS)))
     caption = "The values of the curves"
     if len(kept) < len(by_step):
         caption += f": {len(kept)} of {len(by_step)} evaluations; metrics.csv has all"
