@@ -19,7 +19,19 @@ def _maxpool() -> nn.MaxPool2d:
     return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
 
-class ConvNet(nn.Module):
+class FeatureClassifier(nn.Module):
+    """``features``, flattened, then ``classifier``: what the convolutional networks share."""
+
+    features: nn.Module
+    classifier: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the classifier makes of the features, (N, n_classes)."""
+        out: Tensor = self.classifier(self.features(x).flatten(1))
+        return out
+
+
+class ConvNet(FeatureClassifier):
     """A small VGG (Simonyan and Zisserman, ICLR 2015), as the course of 2018 draws it.
 
     conv 64 - pool - conv 128 - pool - 2 × conv 256 - pool - 2 × conv 512 - pool - 2 × conv 512 -
@@ -55,13 +67,8 @@ class ConvNet(nn.Module):
         )
         self.classifier = nn.Linear(512, n_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, n_classes)."""
-        logits: Tensor = self.classifier(self.features(x).flatten(1))
-        return logits
 
-
-class SmallVGG(nn.Module):
+class SmallVGG(FeatureClassifier):
     """A VGG of three stages, for images as simple as MNIST's: a fifth of the arithmetic.
 
     [2 × conv - pool 2] × 3 with 32, 64 and 128 channels - dropout 0.3 - linear, the convolutions as
@@ -87,11 +94,6 @@ class SmallVGG(nn.Module):
         n_features = 128 * (image_size // 8) ** 2
         self.classifier = nn.Sequential(nn.Dropout(0.3), nn.Linear(n_features, n_classes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, n_classes)."""
-        logits: Tensor = self.classifier(self.features(x).flatten(1))
-        return logits
-
 
 class PreActBlock(nn.Module):
     """``x + conv(relu(norm(x)))``: a pre-activation residual block.
@@ -113,7 +115,7 @@ class PreActBlock(nn.Module):
         return out
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(FeatureClassifier):
     """The variant of 2020: the widths of :class:`ConvNet`, in pre-activation residual blocks.
 
     conv 64 - block - [1×1 conv to the next width - pool - blocks] × (128: 1; 256: 2; 512: 2;
@@ -141,8 +143,3 @@ class PreActResNet(nn.Module):
             *stages, norm(512), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
         )
         self.classifier = nn.Linear(512, n_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, n_classes)."""
-        logits: Tensor = self.classifier(self.features(x).flatten(1))
-        return logits

@@ -13,24 +13,10 @@ from torch import Tensor
 from torch_models.device_augment import DEVICE_AUGMENTATIONS, to_device
 
 
-class _Split(Protocol):
-    @property
-    def images(self) -> NDArray[Any]: ...
-    @property
-    def labels(self) -> NDArray[Any]: ...
-    def __len__(self) -> int: ...
-
-
-class _Preprocessing(Protocol):
-    mean: NDArray[Any]
-    scale: NDArray[Any]
-    dtype: Any
-
-
 class _Loader(Protocol):
-    split: Any
+    split: Any  # with images (N, C, H, W) and labels (N,), uint8 and integers
     batch_size: int
-    preprocessing: Any
+    preprocessing: Any  # with mean, scale and dtype
 
     def __len__(self) -> int: ...
     def order(self, epoch: int) -> NDArray[Any] | None: ...
@@ -57,8 +43,7 @@ class DeviceLoader:
         self.loader, self.device = loader, device
         self.augmentations = [DEVICE_AUGMENTATIONS[name] for name in augment]
         self.split, self.batch_size = loader.split, loader.batch_size
-        split: _Split = loader.split
-        preprocessing: _Preprocessing = loader.preprocessing
+        split, preprocessing = loader.split, loader.preprocessing
         # A copy where the array came read-only from a file's bytes: PyTorch cannot mark it so.
         self._images = torch.from_numpy(np.require(split.images, requirements="W")).to(device)
         self._labels = torch.from_numpy(np.require(split.labels, requirements="W")).to(device)

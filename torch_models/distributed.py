@@ -83,20 +83,18 @@ class ProcessTeam:
 
     def largest(self, value: int) -> int:
         """Return the largest of the processes' values."""
-        tensor = torch.tensor(value)
-        self._held.append(tensor)
-        with _together():
-            dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return int(tensor)
+        return int(self._reduce(torch.tensor(value), dist.ReduceOp.MAX))
 
     def sum(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum of the processes' arrays, all of one shape."""
-        tensor = torch.tensor(values)
+        total: NDArray[np.float64] = self._reduce(torch.tensor(values), dist.ReduceOp.SUM).numpy()
+        return total
+
+    def _reduce(self, tensor: Tensor, operation: Any) -> Tensor:
         self._held.append(tensor)
         with _together():
-            dist.all_reduce(tensor)
-        total: NDArray[np.float64] = tensor.numpy()
-        return total
+            dist.all_reduce(tensor, operation)
+        return tensor
 
     def gather(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the processes' arrays (n_i, ...), one after the other in the order of ranks."""

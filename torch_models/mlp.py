@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from torch_models.convnet import Norm
+
 # Each activation with the gain of its initialisation, as in the NumPy network.
 ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float]] = {
     "relu": (nn.ReLU, math.sqrt(2.0)),
@@ -55,7 +57,7 @@ class MLP(nn.Module):
         activation: str = "relu",
         dropout: float = 0.0,
         input_dropout: float = 0.0,
-        norm: Callable[[int], nn.Module] | None = None,
+        norm: Norm | None = None,
         weight_std: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
+
+from torch_models.convnet import FeatureClassifier, Norm
 
 _DROPOUT = 0.3
 
@@ -35,7 +35,7 @@ class VUMLP(nn.Module):
         return out
 
 
-class VUConvNet(nn.Module):
+class VUConvNet(FeatureClassifier):
     """BatchNorm - [conv 3×3 - ReLU - maxpool 2] × 3 (32, 64, 128) - linear 1152-256-64-10.
 
     Dropout 0.3 after each hidden linear layer; ends in log-softmax, as :class:`VUMLP`.
@@ -55,7 +55,7 @@ class VUConvNet(nn.Module):
         n_classes: int = 10,
         image_size: int = 28,
         *,
-        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = [norm(n_channels)]
@@ -73,8 +73,3 @@ class VUConvNet(nn.Module):
             nn.Linear(64, n_classes),
             nn.LogSoftmax(dim=1),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return log-probabilities (N, n_classes)."""
-        out: Tensor = self.classifier(self.features(x).flatten(1))
-        return out

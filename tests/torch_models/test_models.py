@@ -12,11 +12,23 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import numpy_mlp
+import torch_models
 from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
 from torch_models.convnet import ConvNet, PreActResNet, SmallVGG
 from torch_models.mlp import MLP
 from torch_models.registry import MODELS
 from torch_models.vu_mnist import VUMLP, VUConvNet
+
+
+def test_the_package_exports_its_networks() -> None:
+    from torch_models.learner import TorchLearner
+
+    for name in torch_models.__all__:
+        assert getattr(torch_models, name) is not None
+    exported = {kind for kind in vars(torch_models).values() if isinstance(kind, type)}
+    assert {MLP, ConvNet, PreActResNet, SmallVGG, VUConvNet, VUMLP, TorchLearner} <= exported
+    assert torch_models.MODELS is MODELS
+
 
 OPTIONS: list[dict[str, Any]] = [
     {},
