@@ -362,7 +362,7 @@ def _alive(pid: int) -> bool:
 
 
 def _until(what: Callable[[], Any]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 180
     while not what():
         assert time.monotonic() < end
         time.sleep(0.02)

@@ -263,12 +263,12 @@ def test_default_folder_is_named_after_the_run(
 def test_threads_are_limited_during_the_run_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from threadpoolctl import threadpool_info
+    from threadpoolctl import threadpool_info, threadpool_limits
 
     def threads() -> set[int]:
         return {p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"}
 
-    before, during = threads(), set()
+    during: set[int] = set()
     train_step = NumpyLearner.train_step
 
     def watched(self: NumpyLearner, *args: Any) -> Any:
@@ -276,9 +276,11 @@ def test_threads_are_limited_during_the_run_only(
         return train_step(self, *args)
 
     monkeypatch.setattr(NumpyLearner, "train_step", watched)
-    assert _train(tmp_path / "run", "--threads 1 --max-steps 2") == 0
-    assert during == {1}
-    assert threads() == before
+    with threadpool_limits(2, "blas"):
+        before = threads()
+        assert _train(tmp_path / "run", "--threads 1 --max-steps 2") == 0
+        assert during == {1}
+        assert threads() == before == {2}
 
 
 def _edit_settings(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
