@@ -16,6 +16,7 @@ import contextlib
 import difflib
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from handgrad.checker.guesses import parse_arguments
-from handgrad.checker.report import lines, passed
+from handgrad.checker.report import Report
 from handgrad.console import Parser, guarded
 from handgrad.errors import UserError
 
@@ -50,29 +51,33 @@ def _target(text: str) -> tuple[Path, list[str]]:
     """Return the path and the class names in TARGET."""
     if not text:
         raise UserError("TARGET is empty; give a .py file, file.py:ClassName, or a package")
-    path, names = text, ""
+    name, classes = text, ""
     head, colon, tail = text.rpartition(":")
-    if colon and all(name.isidentifier() for name in tail.split(",")):
-        path, names = head, tail
-    if not Path(path).exists() and all(part.isidentifier() for part in path.split(".")):
-        try:
-            spec = importlib.util.find_spec(path)
-        except ImportError:
-            spec = None
-        if spec is not None and spec.origin and Path(spec.origin).exists():
-            origin = Path(spec.origin)
-            return (origin.parent if origin.name == "__init__.py" else origin), _split(names)
-    if not Path(path).exists():
-        raise UserError(
-            f"{path} does not exist; TARGET is a .py file, file.py:ClassName, or a package"
-        )
-    if Path(path).is_file() and not path.endswith(".py"):
+    if colon and all(word.isidentifier() for word in tail.split(",")):
+        name, classes = head, tail
+    path = Path(name)
+    if not path.exists():
+        path = _package(name) or path
+    expected = "TARGET is a .py file, file.py:ClassName, or a package"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {expected}")
+    if path.is_file() and path.suffix != ".py":
         raise UserError(f"{path} is no Python file; TARGET is a .py file, or a package")
-    return Path(path), _split(names)
+    return path, [word for word in classes.split(",") if word]
 
 
-def _split(names: str) -> list[str]:
-    return [name for name in names.split(",") if name]
+def _package(name: str) -> Path | None:
+    """Return where a package or module of a dotted name is, or None."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except ImportError:
+        return None
+    if spec is None or not spec.origin or not Path(spec.origin).exists():
+        return None
+    origin = Path(spec.origin)
+    return origin.parent if origin.name == "__init__.py" else origin
 
 
 def _arguments(text: str) -> str:
@@ -90,14 +95,19 @@ def _shape(text: str) -> list[int]:
     parts = [part.strip() for part in text.strip("() ,").split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"--input-shape {text!r} is not a shape; expected the like of 5,4")
-    shape = [int(part) for part in parts]
-    size = 1
-    for length in shape:
-        size *= length
-    if size > _LARGEST:
+    return not_too_large([int(part) for part in parts], f"--input-shape {text}")
+
+
+def not_too_large(shape: list[int], says: str) -> list[int]:
+    """Return a shape whose entries are few enough to look at each of them.
+
+    Raises:
+        UserError: they are not; ``says`` names the shape.
+    """
+    if (size := math.prod(shape)) > _LARGEST:
         raise UserError(
-            f"--input-shape {text} has {size:,} entries, each of which costs four forward passes; "
-            f"take at most {_LARGEST:,}: a small input shows as much"
+            f"{says} has {size:,} entries, each of which costs four forward passes; take at most "
+            f"{_LARGEST:,}: a small input shows as much"
         )
     return shape
 
@@ -262,9 +272,19 @@ def _main(argv: Sequence[str] | None) -> int:
         "tolerance": _number("--tolerance", arguments.tolerance, 1.0),
     }
     time_limit = _number("--time-limit", arguments.time_limit, 86_400.0)
-    targets = [_target(text) for text in arguments.target]
-    whole = Outcome()
-    for path, names in targets:
+    report = check_targets(arguments.target, order, time_limit)
+    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    return 0 if report.passed else 1
+
+
+def check_targets(targets: Sequence[str], order: dict[str, Any], time_limit: float) -> Report:
+    """Check files, packages and classes in them, in processes of their own.
+
+    Raises:
+        UserError: one of them is not there, or holds nothing to check.
+    """
+    report = Report(order["tolerance"])
+    for path, names in [_target(text) for text in targets]:
         outcome = check(path, {**order, "names": names}, time_limit)
         if all(result["kind"] != "import" for result in outcome.results):
             for name in names:
@@ -274,19 +294,9 @@ def _main(argv: Sequence[str] | None) -> int:
                 raise UserError(
                     f"{path} holds nothing to check: no class with forward and backward"
                 )
-        whole.results += outcome.results
-        whole.skipped |= {} if names else outcome.skipped
-    if arguments.json:
-        report = {
-            "passed": passed(whole.results),
-            "tolerance": order["tolerance"],
-            "classes": whole.results,
-            "skipped": whole.skipped,
-        }
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join(lines(whole.results, whole.skipped)))
-    return 0 if passed(whole.results) else 1
+        report.results += outcome.results
+        report.skipped |= {} if names else outcome.skipped
+    return report
 
 
 def _with_negative_ranges(argv: Sequence[str]) -> list[str]:

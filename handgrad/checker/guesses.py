@@ -318,11 +318,11 @@ def _copied(instance: Any) -> Made:
         for name, value in own.items()
         if name.lower() in NAMES["in"] and type(value) is int and value > 1
     ]
-    if hasattr(instance, "named_parameters"):
-        shapes = [tuple(parameter.shape) for parameter in instance.parameters()]
-    else:
-        found = [*find_parameters(instance), *loose_arrays(instance)] if is_module(instance) else []
+    if is_module(instance):
+        found = [*find_parameters(instance), *loose_arrays(instance)]
         shapes = [parameter.value(instance).shape for parameter in found]
+    else:
+        shapes = [tuple(parameter.shape) for parameter in instance.parameters()]
     for shape in shapes[:2]:  # (out, in), (in, out), or a vector
         widths += shape[1::-1]
     return Made(again(), again, {}, set(own), widths)

@@ -48,6 +48,8 @@ class TorchSession(Session):
         if self.module is not None:
             call = self.module
             for name, parameter in self.module.named_parameters():
+                if name not in variables:
+                    continue
                 with torch.no_grad():
                     parameter.copy_(torch.tensor(variables[name]))
                 self.tensors[name] = parameter
@@ -214,7 +216,12 @@ class TorchModule(Kind):
 
     def candidates(self) -> Iterator[Candidate]:
         """Yield rows, one sample, images, sequences, columns; images beside others, too."""
-        own = {name: p.detach().numpy() for name, p in self.module.named_parameters()}
+        frozen = self.probe.given.instance is not None  # by the caller, who wants no gradient
+        own = {
+            name: p.detach().numpy()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad or not frozen
+        }
         for candidate in module_candidates(self.probe, self.made, self.names, own, self._start):
             yield candidate
             is_first = candidate.layout.startswith("0 ")
