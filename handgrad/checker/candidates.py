@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from handgrad.checker.guesses import NAMES, NUMBERS, Made, guess_argument, varied
+from handgrad.checker.guesses import NAMES, NUMBERS, Made, guess_argument, shown, varied
 from handgrad.checker.probe import Probe, Shapes
 from handgrad.checker.subject import Array, ContractError, Session, Subject, Variables
 
@@ -51,11 +51,13 @@ class Kind:
             that forward gives back as they are, of which a flattening shows nothing; if there are
             no others, the first of them counts.
         names: which of the variables are inputs.
+        settings: arguments of the constructor, where there is one.
     """
 
     name: ClassVar[str]
     fitting = False
     names: list[str]
+    settings: dict[str, Any] | None = None
 
     def __init__(self, probe: Probe) -> None:
         self.probe = probe
@@ -66,13 +68,15 @@ class Kind:
 
     def subject(self, candidate: Candidate) -> Subject:
         """Return what is checked at inputs that run."""
+        constants = shown((), candidate.constants)
         return Subject(
             self.probe.cls.__name__,
             self.name,
             candidate.variables,
-            tuple(self.names),
+            tuple(name for name in candidate.variables if name in self.names),
             candidate.start,
-            layout=candidate.layout,
+            constants if self.settings is None else self.settings,
+            candidate.layout,
         )
 
     def subjects(self) -> list[Subject]:
@@ -211,16 +215,7 @@ def module_candidates(
     start: Start,
     label: str = "",
 ) -> Iterator[Candidate]:
-    """Yield inputs of modules, at parameters in place of their ``own``.
-
-    Args:
-        probe: where to look.
-        made: the module.
-        names: of its inputs.
-        own: its parameters.
-        start: begins a session.
-        label: what the layouts begin with.
-    """
+    """Yield inputs of a module, ``names``, at other values of its ``own`` parameters."""
     for rank, (shapes, columns) in enumerate(_module_shapes(probe, made, len(names))):
         for domain in probe.domains:
             x = probe.inputs(names, shapes, domain)

@@ -99,11 +99,7 @@ def _shape(text: str) -> list[int]:
 
 
 def not_too_large(shape: list[int], says: str) -> list[int]:
-    """Return a shape whose entries are few enough to look at each of them.
-
-    Raises:
-        UserError: they are not; ``says`` names the shape.
-    """
+    """Return a shape whose entries can be looked at; UserError, which ``says`` begins, if not."""
     if (size := math.prod(shape)) > _LARGEST:
         raise UserError(
             f"{says} has {size:,} entries, each of which costs four forward passes; take at most "
@@ -112,26 +108,26 @@ def not_too_large(shape: list[int], says: str) -> list[int]:
     return shape
 
 
-def _range(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
+def limits(given: Any, says: str, like: str) -> tuple[float, float]:
+    """Return the lowest and the highest value of an input; UserError if they are none."""
     try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
+        low, high = map(float, given)
+    except (TypeError, ValueError):
         low, high = 1.0, 0.0
     if not -1e9 < low < high < 1e9:
-        raise UserError(f"--input-range {text!r} is not a range; expected the like of 0.1,0.9")
-    return [low, high]
+        raise UserError(f"{says} is not a range; expected the like of {like}")
+    return low, high
 
 
-def _number(option: str, text: str, most: float) -> float:
+def number(option: str, given: Any, most: float) -> float:
+    """Return a number above 0, up to ``most``; UserError if it is none."""
     try:
-        value = float(text)
-    except ValueError:
+        value = float(given)
+    except (TypeError, ValueError):
         value = -1.0
     if not 0 < value <= most:
         raise UserError(
-            f"{option} {text} is out of range; expected a number above 0, up to {most:g}"
+            f"{option} {given} is out of range; expected a number above 0, up to {most:g}"
         )
     return value
 
@@ -265,13 +261,15 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     arguments = parser.parse_args(_with_negative_ranges(sys.argv[1:] if argv is None else argv))
+    text = arguments.input_range
+    says = f"--input-range {text!r}"
     order = {
         "init": _arguments(arguments.init or ""),
         "shapes": [_shape(text) for text in arguments.input_shape],
-        "range": _range(arguments.input_range),
-        "tolerance": _number("--tolerance", arguments.tolerance, 1.0),
+        "range": None if text is None else limits(text.split(","), says, "0.1,0.9"),
+        "tolerance": number("--tolerance", arguments.tolerance, 1.0),
     }
-    time_limit = _number("--time-limit", arguments.time_limit, 86_400.0)
+    time_limit = number("--time-limit", arguments.time_limit, 86_400.0)
     report = check_targets(arguments.target, order, time_limit)
     print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
     return 0 if report.passed else 1

@@ -56,8 +56,7 @@ class Case:
         of f, a few units in the last place over h. Of a variable with many entries some are looked
         at, the others are NaN.
         """
-        variables = self.variables if variables is None else variables
-        douts = self.douts if douts is None else douts
+        variables, douts = variables or self.variables, douts or self.douts
         x = variables[name]
         gradient, doubt = np.full(x.shape, np.nan), np.zeros(x.shape)
         for place in _entries(x.size):
@@ -93,10 +92,8 @@ class Case:
         self, variables: Variables | None = None, douts: tuple[Array, ...] | None = None
     ) -> tuple[dict[str, Array | None], Session]:
         """Return what ``backward`` gives, and the session."""
-        variables = self.variables if variables is None else variables
-        return self.subject.differentiate(
-            variables, self.douts if douts is None else douts, self.warm
-        )
+        at = variables or self.variables
+        return self.subject.differentiate(at, douts or self.douts, self.warm)
 
 
 def _entries(size: int) -> Array:

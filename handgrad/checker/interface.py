@@ -8,7 +8,7 @@ import inspect
 import io
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.checker import plan
-from handgrad.checker.command import check_targets, not_too_large
+from handgrad.checker.command import check_targets, limits, not_too_large, number
 from handgrad.checker.guesses import Arguments, parse_arguments
 from handgrad.checker.kinds import Found, recognise
 from handgrad.checker.parameters import owners
@@ -59,20 +59,22 @@ def check_gradients(
         UserError: an argument is not what is expected, or the target is nothing to check.
     """
     args, kwargs = _arguments(init)
-    shapes, limits = _shapes(input_shape), _range(input_range)
-    tolerance = _number(tolerance)
+    shapes, tolerance = _shapes(input_shape), number("tolerance", tolerance, 1.0)
+    low_high = None
+    if input_range is not None:
+        low_high = limits(input_range, f"input_range {input_range!r:.80}", "(0.1, 0.9)")
     if isinstance(target, str | Path):
         order = {
             "init": _as_text(args, kwargs),
             "shapes": shapes,
-            "range": limits,
+            "range": low_high,
             "tolerance": tolerance,
         }
         return check_targets([str(target)], order, _TIME_LIMIT)
     found, instance = _found(target)
     if instance is not None and (args or kwargs):
         raise UserError("init is for a class; an object is checked as it was made")
-    given = Given(args, kwargs, tuple(map(tuple, shapes)), limits and (*limits,), instance)
+    given = Given(args, kwargs, tuple(map(tuple, shapes)), low_high, instance)
     with _undisturbed(found.cls, instance):
         about = {"key": "", "class": found.cls.__name__, "kind": found.kind, "file": ""}
         with contextlib.suppress(TypeError, OSError):  # what was not read from a file
@@ -146,46 +148,21 @@ def _shapes(given: Any) -> list[list[int]]:
     return [not_too_large(shape, f"input_shape {tuple(shape)}") for shape in shapes]
 
 
-def _range(given: Any) -> list[float] | None:
-    if given is None:
-        return None
-    try:
-        low, high = map(float, given)
-    except (TypeError, ValueError):
-        low, high = 1.0, 0.0
-    if not -1e9 < low < high < 1e9:
-        text = "is not a range; expected the like of (0.1, 0.9)"
-        raise UserError(f"input_range {given!r:.80} {text}")
-    return [low, high]
-
-
-def _number(given: Any) -> float:
-    with contextlib.suppress(TypeError, ValueError):
-        if 0 < float(given) <= 1:
-            return float(given)
-    text = "is out of range; expected a number above 0, up to 1"
-    raise UserError(f"tolerance {given!r:.80} {text}")
-
-
 @contextlib.contextmanager
 def _undisturbed(cls: type, instance: Any) -> Iterator[None]:
     """Run a user's code as the command does; leave what is the caller's as it was."""
     involved = {*cls.__mro__}
     if instance is not None:
         involved |= {kind for _, one in owners(instance) for kind in type(one).__mro__}
-    classes = [kind for kind in involved if kind.__flags__ & _IN_PYTHON and not _is_torch(kind)]
-    functions = [inspect.unwrap(f) for kind in classes for f in _functions(kind)]
-    files = {function.__code__.co_filename for function in functions} - plan.files
+    classes = [c for c in involved if c.__flags__ & _IN_PYTHON and c.__module__[:5] != "torch"]
+    files = {file for kind in classes for file in _files(kind)} - plan.files
     modules = [vars(sys.modules[k.__module__]) for k in classes if k.__module__ in sys.modules]
-    held: dict[int, tuple[Any, Any]] = {}
-    for kind in classes:
-        _containers(kind, held)
     torch = sys.modules.get("torch")
     with contextlib.ExitStack() as stack:
         stack.callback(plan.files.difference_update, files)
         plan.files.update(files)
-        for one, contents in held.values():
-            stack.callback(_put_back, one, contents)
+        for kind in classes:
+            stack.enter_context(_kept(kind))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         stack.enter_context(warnings.catch_warnings())
@@ -197,47 +174,26 @@ def _undisturbed(cls: type, instance: Any) -> Iterator[None]:
         yield
 
 
-def _is_torch(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "torch"
-
-
-def _functions(cls: type) -> Iterable[Any]:
+def _files(cls: type) -> Iterator[str]:
     for value in vars(cls).values():
-        function = getattr(value, "__func__", value)  # of a static method
+        function = inspect.unwrap(getattr(value, "__func__", value))  # of a static method
         if inspect.isfunction(function):
-            yield function
+            yield function.__code__.co_filename
 
 
-def _containers(held: Any, found: dict[int, tuple[Any, Any]]) -> dict[int, tuple[Any, Any]]:
-    """Return a class and what it holds: each container or array, and what is in it now."""
-    contents: Any = None
-    if isinstance(held, np.ndarray):
-        contents = held.copy()
-    elif isinstance(held, list):
-        contents = dict(enumerate(held))
-    elif isinstance(held, type | dict):
-        contents = dict(vars(held) if isinstance(held, type) else held)
-    if contents is not None and id(held) not in found:
-        found[id(held)] = held, contents
-        for one in contents.values() if isinstance(contents, dict) else ():
-            if not isinstance(one, type):
-                _containers(one, found)
-    return found
-
-
-def _put_back(held: Any, contents: Any) -> None:
-    if isinstance(held, np.ndarray):
-        if held.flags.writeable:
-            held[...] = contents
-    elif isinstance(held, list):
-        held[:] = contents.values()
-    elif isinstance(held, dict):
-        held.clear()
-        held.update(contents)
-    else:
-        now = {name: value for name, value in vars(held).items() if name[:2] != "__"}
-        for name in now.keys() - contents.keys():
-            delattr(held, name)
-        for name, value in now.items():
-            if name in contents and contents[name] is not value:
-                setattr(held, name, contents[name])
+@contextlib.contextmanager
+def _kept(cls: type) -> Iterator[None]:
+    """Work on copies of the arrays and containers that belong to a class."""
+    before = {name: value for name, value in vars(cls).items() if name[:2] != "__"}
+    try:
+        for name, value in before.items():
+            if isinstance(value, np.ndarray | list | dict | set):
+                with contextlib.suppress(Exception):  # what cannot be copied stays
+                    setattr(cls, name, copy.deepcopy(value))
+        yield
+    finally:
+        for name in [name for name in vars(cls) if name[:2] != "__"]:
+            if name not in before:
+                delattr(cls, name)
+            elif vars(cls)[name] is not before[name]:
+                setattr(cls, name, before[name])

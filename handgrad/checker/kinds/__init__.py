@@ -36,12 +36,6 @@ class Found:
     ) -> list[Subject]:
         """Return it at a point: with inputs that it takes, and perhaps with others as well.
 
-        Args:
-            given: what need not be guessed.
-            point: sizes and settings.
-            rng: source of the values.
-            like: only inputs of the kind that this subject has.
-
         Raises:
             NoInputError: none of the inputs that were tried could be run.
             Exception: whatever the constructor raises.
@@ -102,11 +96,7 @@ def recognise(cls: type) -> Found | str | None:
 
 
 def find(modules: Sequence[ModuleType]) -> tuple[list[Found], dict[str, str]]:
-    """Return the classes that can be checked, and why others that look like it cannot.
-
-    Args:
-        modules: what the user's files define.
-    """
+    """Return the classes in a user's files that can be checked, and why others cannot."""
     found: dict[Any, Found] = {}
     skipped: dict[str, str] = {}
     for module in modules:

@@ -87,6 +87,7 @@ class CourseModule(Kind):
     def __init__(self, probe: Probe, made: Made, names: list[str], label: str) -> None:
         super().__init__(probe)
         self.made, self.names, self.label = made, names, label
+        self.settings = made.settings
         self.parameters = find_parameters(made.template)
 
     def _start(self, *more: Parameter) -> ModuleSession:
@@ -101,7 +102,6 @@ class CourseModule(Kind):
     def subject(self, candidate: Candidate) -> Subject:
         """Return the module at an input, with what has to be said about it."""
         subject = super().subject(candidate)
-        subject.settings = self.made.settings
         subject.columns = in_columns(candidate, self.names)
         session = self._start()
         subject.upstream = not session.is_loss(candidate.variables)

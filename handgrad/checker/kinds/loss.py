@@ -61,6 +61,7 @@ class Loss(Kind):
     def __init__(self, probe: Probe, made: Made, names: list[str], takes: int, label: str) -> None:
         super().__init__(probe)
         self.made, self.takes, self.label = made, takes, label
+        self.settings = made.settings
         first, second = (name.lower() in NAMES["target"] for name in names)
         self.target_first = first and not second
         self.names = [names[self.target_first]]
@@ -94,7 +95,7 @@ class Loss(Kind):
     def subject(self, candidate: Candidate) -> Subject:
         """Return the loss at a prediction and a target."""
         subject = super().subject(candidate)
-        subject.settings, subject.upstream = self.made.settings, self.takes == 1
+        subject.upstream = self.takes == 1
         subject.notes += [
             f"{held} was not checked: parameters of a loss are, where they stand in params"
             for held in self.loose

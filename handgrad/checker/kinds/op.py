@@ -15,9 +15,9 @@ from handgrad.checker.candidates import (
     function_layout,
     function_shapes,
 )
-from handgrad.checker.guesses import NAMES, parameters_of, required, shown
+from handgrad.checker.guesses import NAMES, parameters_of, required
 from handgrad.checker.probe import Probe
-from handgrad.checker.subject import Array, ArraySession, ContractError, Gradients, Subject
+from handgrad.checker.subject import Array, ArraySession, ContractError, Gradients
 from numpy_mlp.autograd.core import Context, Op
 
 
@@ -101,9 +101,3 @@ class OpKind(Kind):
                 yield Candidate(layout, x, start, constants=values)
                 if is_ours(probe.cls) and len(shapes) == 2 and shapes[0] != shapes[1]:
                     yield Candidate(layout, x, start, another=True, constants=values)
-
-    def subject(self, candidate: Candidate) -> Subject:
-        """Return the op at inputs and constants."""
-        subject = super().subject(candidate)
-        subject.settings = shown((), candidate.constants)
-        return subject

@@ -22,7 +22,7 @@ from handgrad.checker.candidates import (
     in_columns,
     module_candidates,
 )
-from handgrad.checker.guesses import NAMES, NUMBERS, make, parameters_of, required, shown
+from handgrad.checker.guesses import NAMES, NUMBERS, make, parameters_of, required
 from handgrad.checker.probe import Probe
 from handgrad.checker.randomness import reseed
 from handgrad.checker.subject import Array, ContractError, Gradients, Session, Subject, Variables
@@ -190,8 +190,6 @@ class TorchFunction(Kind):
     def subject(self, candidate: Candidate) -> Subject:
         """Return the function at tensors and constants."""
         subject = super().subject(candidate)
-        subject.inputs = tuple(candidate.variables)
-        subject.settings = shown((), candidate.constants)
         subject.optional = frozenset(
             n for n in subject.inputs if n.lower() in NAMES["untrained"] | NAMES["target"]
         )
@@ -207,6 +205,7 @@ class TorchModule(Kind):
     def __init__(self, probe: Probe) -> None:
         super().__init__(probe)
         self.made = make(probe)
+        self.settings = self.made.settings
         self.module = self.made.template.double()
         self.module.train()
         self.names = [p.name for p in required(parameters_of(self.module.forward))] or ["x"]
@@ -231,6 +230,5 @@ class TorchModule(Kind):
     def subject(self, candidate: Candidate) -> Subject:
         """Return the module at an input."""
         subject = super().subject(candidate)
-        subject.settings = self.made.settings
         subject.columns = in_columns(candidate, self.names)
         return subject

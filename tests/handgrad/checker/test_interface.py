@@ -195,7 +195,7 @@ def test_shapes_and_ranges() -> None:
         (LinearModule, {"input_shape": (1000, 1000)}, "has 1,000,000 entries"),
         (LinearModule, {"input_range": (2, 1)}, "input_range (2, 1) is not a range"),
         (LinearModule, {"tolerance": 0}, "tolerance 0 is out of range"),
-        (LinearModule, {"tolerance": "tiny"}, "tolerance 'tiny' is out of range"),
+        (LinearModule, {"tolerance": "tiny"}, "tolerance tiny is out of range"),
     ],
 )
 def test_a_bad_argument_is_one_sentence(target: Any, given: dict[str, Any], says: str) -> None:
