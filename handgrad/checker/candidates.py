@@ -10,7 +10,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from handgrad.checker.guesses import NAMES, NUMBERS, Made, guess_argument, shown, varied
+from handgrad.checker.guesses import (
+    NAMES,
+    NUMBERS,
+    Made,
+    guess_argument,
+    parameters_of,
+    required,
+    shown,
+    varied,
+)
 from handgrad.checker.probe import Probe, Shapes
 from handgrad.checker.subject import Array, ContractError, Session, Subject, Variables
 
@@ -188,71 +197,6 @@ def fits(one: Candidate | Subject, inputs: Sequence[str]) -> bool:
     return all(gradient is None or gradient.shape == x.shape for gradient, x in given)
 
 
-def in_columns(candidate: Candidate, names: Sequence[str]) -> bool:
-    """Say whether there may be more columns in the input, and not more rows."""
-    x = {name: candidate.variables[name] for name in names}
-    if any(value.ndim != 2 for value in x.values()):
-        return False
-    rows, columns = (
-        {n: np.concatenate([v, 0.9 * v.take([0], axis)], axis) for n, v in x.items()}
-        for axis in (0, 1)
-    )
-    start, variables = candidate.start, candidate.variables
-    return (
-        error_at(start, {**variables, **rows}) is not None
-        and error_at(start, {**variables, **columns}) is None
-    )
-
-
-# --- of modules -----------------------------------------------------------------------------------
-
-
-def module_candidates(
-    probe: Probe,
-    made: Made,
-    names: Sequence[str],
-    own: dict[str, Array],
-    start: Start,
-    label: str = "",
-) -> Iterator[Candidate]:
-    """Yield inputs of a module, ``names``, at other values of its ``own`` parameters."""
-    for rank, (shapes, columns) in enumerate(_module_shapes(probe, made, len(names))):
-        for domain in probe.domains:
-            x = probe.inputs(names, shapes, domain)
-            for values in probe.parameters(own):
-                layout = f"{label}{rank} {domain}"
-                yield Candidate(layout, {**x, **values}, start, columns=columns)
-
-
-def _module_shapes(probe: Probe, made: Made, n_inputs: int) -> Iterator[tuple[Shapes, bool]]:
-    """Yield the shapes of the inputs, and whether samples are columns."""
-    if probe.given.shapes:
-        yield _given_shapes(probe, n_inputs), False
-        return
-    sizes, names = probe.point.sizes, made.names
-    for d in dict.fromkeys((*made.widths, sizes.d)):
-        n = sizes.n + 2 * (sizes.n == d != sizes.d)  # a square would hide what is transposed
-        h = sizes.h
-        columns: list[tuple[int, ...]] = []
-        if names & NAMES["image"]:
-            images = (min(n, 3), min(d, 3) if not names & NAMES["in"] else d, 4, 6)
-            ranks: list[tuple[int, ...]] = [images, (n, d, h + 2), (n, d)]
-            if names & NAMES["in"]:  # channels last
-                ranks += [(n, h + 4, d), (min(n, 2), 5, 7, d)]
-        else:
-            # One sample early: what takes no batch of rows may take W @ x of others by chance.
-            ranks = [(n, d), (d,), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d)]
-            columns = [(d, n), (d, 1)]
-        for shape in ranks:
-            yield (shape,) * n_inputs, False
-        if n_inputs > 1:  # of an input and a state or two
-            yield ((n, d), *[(n, sizes.c)] * (n_inputs - 1)), False
-        if n_inputs == 2:  # steps and their mask
-            yield ((n, h, d), (n, h)), False
-        for shape in columns:
-            yield (shape,) * n_inputs, True
-
-
 def _given_shapes(probe: Probe, n_inputs: int) -> Shapes:
     shapes = probe.given.shapes
     if len(shapes) not in (1, n_inputs):
@@ -261,65 +205,150 @@ def _given_shapes(probe: Probe, n_inputs: int) -> Shapes:
     return shapes if len(shapes) == n_inputs else shapes * n_inputs
 
 
-# --- of functions ---------------------------------------------------------------------------------
+class ModuleKind(Kind):
+    """A module, made already; ``label`` is what the layouts begin with."""
+
+    fitting = True
+
+    def __init__(self, probe: Probe, made: Made, label: str = "") -> None:
+        super().__init__(probe)
+        self.made, self.settings, self.label = made, made.settings, label
+        self.names = [p.name for p in required(parameters_of(made.template.forward))] or ["x"]
+
+    def start(self) -> Session:
+        """Begin a session."""
+        raise NotImplementedError
+
+    def own(self) -> dict[str, Array]:
+        """Return the parameters that the module was made with."""
+        raise NotImplementedError
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Yield rows, one sample, images, sequences, columns; at other parameters than its own."""
+        own = self.own()
+        for rank, (shapes, columns) in enumerate(self._shapes(len(self.names))):
+            for domain in self.probe.domains:
+                x = self.probe.inputs(self.names, shapes, domain)
+                for values in self.probe.parameters(own):
+                    layout = f"{self.label}{rank} {domain}"
+                    yield Candidate(layout, {**x, **values}, self.start, columns=columns)
+
+    def _shapes(self, n_inputs: int) -> Iterator[tuple[Shapes, bool]]:
+        """Yield the shapes of the inputs, and whether samples are columns."""
+        if self.probe.given.shapes:
+            yield _given_shapes(self.probe, n_inputs), False
+            return
+        sizes, names = self.probe.point.sizes, self.made.names
+        for d in dict.fromkeys((*self.made.widths, sizes.d)):
+            n = sizes.n + 2 * (sizes.n == d != sizes.d)  # a square would hide what is transposed
+            h = sizes.h
+            columns: list[tuple[int, ...]] = []
+            if names & NAMES["image"]:
+                images = (min(n, 3), min(d, 3) if not names & NAMES["in"] else d, 4, 6)
+                ranks: list[tuple[int, ...]] = [images, (n, d, h + 2), (n, d)]
+                if names & NAMES["in"]:  # channels last
+                    ranks += [(n, h + 4, d), (min(n, 2), 5, 7, d)]
+            else:
+                # One sample early: what takes no batch of rows may take W @ x of others by chance.
+                ranks = [(n, d), (d,), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d)]
+                columns = [(d, n), (d, 1)]
+            for shape in ranks:
+                yield (shape,) * n_inputs, False
+            if n_inputs > 1:  # of an input and a state or two
+                yield ((n, d), *[(n, sizes.c)] * (n_inputs - 1)), False
+            if n_inputs == 2:  # steps and their mask
+                yield ((n, h, d), (n, h)), False
+            for shape in columns:
+                yield (shape,) * n_inputs, True
+
+    def subject(self, candidate: Candidate) -> Subject:
+        """Return the module at an input."""
+        subject = super().subject(candidate)
+        subject.columns = self._in_columns(candidate)
+        return subject
+
+    def _in_columns(self, candidate: Candidate) -> bool:
+        """Say whether there may be more columns in the input, and not more rows."""
+        x = {name: candidate.variables[name] for name in self.names}
+        if any(value.ndim != 2 for value in x.values()):
+            return False
+        more_rows, more_columns = (
+            {n: np.concatenate([v, 0.9 * v.take([0], axis)], axis) for n, v in x.items()}
+            for axis in (0, 1)
+        )
+        at = candidate.variables
+        return (
+            error_at(candidate.start, {**at, **more_rows}) is not None
+            and error_at(candidate.start, {**at, **more_columns}) is None
+        )
 
 
-def function_shapes(probe: Probe, names: Sequence[str], repeats: bool = False) -> Iterator[Shapes]:
-    """Yield the shapes of the inputs of a function; a dimension may be one that is repeated."""
-    if probe.given.shapes:
-        yield _given_shapes(probe, len(names))
-        return
-    sizes = probe.point.sizes
-    n, d, c = sizes.n, sizes.d, sizes.c
-    choices: list[list[tuple[int, ...]]] = []
-    for i, name in enumerate(names):
-        key = name.lower()
-        if key in NAMES["vector"] and i and list(names) != ["a", "b"]:
-            choices.append([(d,), (1, d), (c,), (1, c), (n, d)])
-        elif key in NAMES["matrix"]:
-            choices.append([(c, d), (d, c), (d,), (n, d), (c, d, 2, 2)])
-        elif i:
-            choices.append([(n, d), (d, c), (c, d), (d,), (1, d)])
-        elif repeats:
-            choices.append([(n, 1), (1, d)])
-        else:
-            choices.append([(n, d), (n, d, sizes.h, sizes.w), (n, 1), (1, d), (d,)])
-    yield from itertools.product(*choices)
+class FunctionKind(Kind):
+    """A function of inputs and constants, some of which may be ``optional``: None."""
 
+    optional: Sequence[str] = ()
 
-def constants(
-    probe: Probe, parameters: Sequence[Parameter], shapes: Shapes
-) -> Iterator[dict[str, Any]]:
-    """Yield values for the arguments of a function that are no inputs of ``shapes``."""
-    values: dict[str, Any] = {}
-    sizes, given = probe.point.sizes, probe.given.kwargs
-    x = shapes[0] if shapes else (sizes.n,)
-    for p in parameters:
-        key = p.name.lower()
-        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
-            continue
-        if p.name in given:
-            values[p.name] = given[p.name]
-        elif p.default is not p.empty:
-            vary = probe.point.vary
-            values[p.name] = varied(p.name, p.default, vary) if vary else p.default
-        elif key in NAMES["index"]:
-            values[p.name] = probe.rng.integers(0, x[-1], x[0])
-        elif key == "shape":
-            values[p.name] = x[::-1]
-        elif key in ("repeats", "times"):
-            values[p.name] = 4
-        elif key in ("dim", "axis"):
-            values[p.name] = 1
-        elif key in NAMES["one"] | NAMES["mode"] or key in NUMBERS:
-            values[p.name] = guess_argument(p, sizes, 1)
-        else:
-            values[p.name] = 1.3
-    yield values
-    if "dim" in values and "dim" not in given:
-        yield {**values, "dim": 0}
+    def tried(
+        self, names: Sequence[str], others: Sequence[Parameter], most: int, repeats: bool = False
+    ) -> Iterator[tuple[str, Shapes, dict[str, Array], dict[str, Any]]]:
+        """Yield layouts, shapes, inputs and constants.
 
+        Args:
+            names: of the inputs.
+            others: the arguments that are none.
+            most: shapes to try.
+            repeats: whether a dimension is one to be repeated.
+        """
+        for shapes in itertools.islice(self._shapes(names, repeats), most):
+            for values in self._constants(others, shapes):
+                for domain in self.probe.domains:
+                    ranks = [len(shape) for shape in shapes]
+                    layout = f"{ranks} {sorted(values)} {values.get('dim')} {domain}"
+                    yield layout, shapes, self.probe.inputs(names, shapes, domain), values
 
-def function_layout(shapes: Shapes, values: dict[str, Any], domain: str) -> str:
-    """Return what kind of inputs these are, of a function."""
-    return f"{[len(s) for s in shapes]} {sorted(values)} {values.get('dim')} {domain}"
+    def _shapes(self, names: Sequence[str], repeats: bool) -> Iterator[Shapes]:
+        if self.probe.given.shapes:
+            yield _given_shapes(self.probe, len(names))
+            return
+        sizes = self.probe.point.sizes
+        n, d, c = sizes.n, sizes.d, sizes.c
+        choices: list[list[tuple[int, ...]]] = []
+        for i, name in enumerate(names):
+            key = name.lower()
+            if key in NAMES["vector"] and i and list(names) != ["a", "b"]:
+                choices.append([(d,), (1, d), (c,), (1, c), (n, d)])
+            elif key in NAMES["matrix"]:
+                choices.append([(c, d), (d, c), (d,), (n, d), (c, d, 2, 2)])
+            elif i:
+                choices.append([(n, d), (d, c), (c, d), (d,), (1, d)])
+            elif repeats:
+                choices.append([(n, 1), (1, d)])
+            else:
+                choices.append([(n, d), (n, d, sizes.h, sizes.w), (n, 1), (1, d), (d,)])
+        yield from itertools.product(*choices)
+
+    def _constants(
+        self, parameters: Sequence[Parameter], shapes: Shapes
+    ) -> Iterator[dict[str, Any]]:
+        given = self.probe.given.kwargs
+        values: dict[str, Any] = {}
+        for p in parameters:
+            if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+                continue
+            values[p.name] = given[p.name] if p.name in given else self._constant(p, shapes)
+            if p.name in self.optional:
+                values[p.name] = None
+        yield values
+        if "dim" in values and "dim" not in (*given, *self.optional):
+            yield {**values, "dim": 0}
+
+    def _constant(self, p: Parameter, shapes: Shapes) -> Any:
+        key, point = p.name.lower(), self.probe.point
+        x = shapes[0] if shapes else (point.sizes.n,)
+        if p.default is not p.empty:
+            return varied(p.name, p.default, point.vary) if point.vary else p.default
+        if key in NAMES["index"]:
+            return self.probe.rng.integers(0, x[-1], x[0])
+        if key in NAMES["one"] | NAMES["mode"] or key in NUMBERS:
+            return guess_argument(p, point.sizes, 1)
+        return {"shape": x[::-1], "repeats": 4, "times": 4}.get(key, 1.3)

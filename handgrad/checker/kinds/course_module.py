@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from handgrad.checker.candidates import Candidate, Kind, fits, in_columns, module_candidates
+from handgrad.checker.candidates import Candidate, Kind, ModuleKind, fits
 from handgrad.checker.check import check
 from handgrad.checker.guesses import NAMES, PARAMETER, Made, choices, make, parameters_of, required
 from handgrad.checker.kinds.loss import Loss
@@ -60,7 +60,7 @@ def _kind(probe: Probe, made: Made, label: str) -> Kind:
     takes = len([p for p in required(parameters_of(template.backward)) if p.name not in RATES])
     if len(names) == 2 and (takes == 2 or names[1].lower() in NAMES["target"]):
         return Loss(probe, made, names, takes, label)
-    return CourseModule(probe, made, names, label)
+    return CourseModule(probe, made, label)
 
 
 def _passes(subject: Subject) -> bool:
@@ -73,37 +73,27 @@ def _passes(subject: Subject) -> bool:
     return all(finding.passed for finding in findings)
 
 
-class CourseModule(Kind):
-    """A module, made already.
-
-    Args:
-        names: of the inputs.
-        label: what the layouts begin with.
-    """
+class CourseModule(ModuleKind):
+    """A module."""
 
     name = "module"
-    fitting = True
 
-    def __init__(self, probe: Probe, made: Made, names: list[str], label: str) -> None:
-        super().__init__(probe)
-        self.made, self.names, self.label = made, names, label
-        self.settings = made.settings
+    def __init__(self, probe: Probe, made: Made, label: str) -> None:
+        super().__init__(probe, made, label)
         self.parameters = find_parameters(made.template)
 
-    def _start(self, *more: Parameter) -> ModuleSession:
+    def start(self, *more: Parameter) -> ModuleSession:
+        """Begin a session, with more parameters."""
         return ModuleSession(self.made, [*self.parameters, *more], tuple(self.names))
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Yield rows, one sample, images, sequences, columns."""
-        template = self.made.template
-        own = {p.name: np.asarray(p.value(template), np.float64) for p in self.parameters}
-        return module_candidates(self.probe, self.made, self.names, own, self._start, self.label)
+    def own(self) -> dict[str, Array]:
+        """Return the parameters that the module was made with."""
+        return {p.name: np.asarray(p.value(self.made.template), float) for p in self.parameters}
 
     def subject(self, candidate: Candidate) -> Subject:
         """Return the module at an input, with what has to be said about it."""
         subject = super().subject(candidate)
-        subject.columns = in_columns(candidate, self.names)
-        session = self._start()
+        session = self.start()
         subject.upstream = not session.is_loss(candidate.variables)
         outputs = session.forward(candidate.variables)
         no_layer = NAMES["target"] if all(out.size == 1 for out in outputs) else set()
@@ -125,7 +115,7 @@ class CourseModule(Kind):
         """Take for parameters what is kept as ``W`` with its gradient as ``dW``; note the rest."""
         template = self.made.template
         loose = [p for p in loose_arrays(template) if p.name not in subject.inputs]
-        session = self._start(*loose)
+        session = self.start(*loose)
         try:
             own = {p.name: p.value(template) for p in loose}
             outputs = session.forward(subject.variables | own)
@@ -148,12 +138,12 @@ class CourseModule(Kind):
         if trained:
             rng = self.probe.rng
             subject.variables |= {p.name: draw(rng, p.value(template).shape) for p in trained}
-            subject.start = lambda: self._start(*trained)
+            subject.start = lambda: self.start(*trained)
             subject.layers = self._layers([*self.parameters, *trained])
 
     def _matters(self, parameter: Parameter, subject: Subject, outputs: Sequence[Array]) -> bool:
         """Say whether the outputs change with an array."""
-        other = self._start()
+        other = self.start()
         value = parameter.value(other.module)
         parameter.set(other.module, value + 0.1 * (1 + np.abs(value)))
         with contextlib.suppress(Exception):

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from handgrad.checker.candidates import (
-    Candidate,
-    Kind,
-    constants,
-    function_layout,
-    function_shapes,
-)
+from handgrad.checker.candidates import Candidate, FunctionKind
 from handgrad.checker.guesses import NAMES, parameters_of, required
 from handgrad.checker.probe import Probe
 from handgrad.checker.subject import Array, ArraySession, ContractError, Gradients
@@ -69,7 +63,7 @@ def _summed_to(gradient: Array, shape: tuple[int, ...]) -> Array:
     return result
 
 
-class OpKind(Kind):
+class OpKind(FunctionKind):
     """An op of the engine."""
 
     name = "op"
@@ -80,24 +74,15 @@ class OpKind(Kind):
         many = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         names = [p.name for p in required(parameters) if p.name.lower() not in NAMES["index"]]
         self.names = [*names, "a", "b"] if many else names
-        self.constants = [
+        self.others = [
             p for p in parameters if p.name not in self.names and p.kind is not p.VAR_POSITIONAL
         ]
 
     def candidates(self) -> Iterator[Candidate]:
         """Yield inputs of several shapes; of two, some that are broadcast."""
-        probe, names = self.probe, tuple(self.names)
-        repeats = any(p.name == "repeats" for p in self.constants)
-        for shapes in itertools.islice(function_shapes(probe, names, repeats), 80):
-            for values, domain in itertools.product(
-                constants(probe, self.constants, shapes), probe.domains
-            ):
-                x = probe.inputs(names, shapes, domain)
-                layout = function_layout(shapes, values, domain)
-
-                def start(values: dict[str, Any] = values) -> OpSession:
-                    return OpSession(probe.cls, names, values)
-
-                yield Candidate(layout, x, start, constants=values)
-                if is_ours(probe.cls) and len(shapes) == 2 and shapes[0] != shapes[1]:
-                    yield Candidate(layout, x, start, another=True, constants=values)
+        op, repeats = self.probe.cls, any(p.name == "repeats" for p in self.others)
+        for layout, shapes, x, values in self.tried(self.names, self.others, 80, repeats):
+            start = functools.partial(OpSession, op, tuple(self.names), values)
+            yield Candidate(layout, x, start, constants=values)
+            if is_ours(op) and len(shapes) == 2 and shapes[0] != shapes[1]:
+                yield Candidate(layout, x, start, another=True, constants=values)

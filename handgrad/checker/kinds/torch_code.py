@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,17 +12,13 @@ import numpy as np
 
 from handgrad.checker.candidates import (
     Candidate,
-    Kind,
+    FunctionKind,
+    ModuleKind,
     NoInputError,
     Start,
-    constants,
-    function_layout,
-    function_shapes,
-    in_columns,
-    module_candidates,
 )
-from handgrad.checker.guesses import NAMES, NUMBERS, make, parameters_of, required
-from handgrad.checker.probe import Probe
+from handgrad.checker.guesses import NAMES, NUMBERS, make, parameters_of
+from handgrad.checker.probe import Probe, Shapes
 from handgrad.checker.randomness import reseed
 from handgrad.checker.subject import Array, ContractError, Gradients, Session, Subject, Variables
 
@@ -93,7 +88,7 @@ class TorchSession(Session):
         }
 
 
-class TorchFunction(Kind):
+class TorchFunction(FunctionKind):
     """A function.
 
     An argument for which ``backward`` returns None is no variable, if a plain number will do for
@@ -129,25 +124,20 @@ class TorchFunction(Kind):
         yield from self._with_numbers((), strict=False)
 
     def _with_numbers(self, numbers: tuple[str, ...], *, strict: bool) -> Iterator[Candidate]:
-        probe = self.probe
         names = [name for name in self.names if name not in (*self.settled, *numbers)]
         others = [p for p in self.parameters if p.name not in names]
-        base: tuple[tuple[int, ...], ...] = ()
-        for shapes in itertools.islice(function_shapes(probe, names), 60):
-            for guessed in constants(probe, others, shapes):
-                values = {k: None if k in self.optional else v for k, v in guessed.items()}
-                for domain in probe.domains:
-                    x = probe.inputs(names, shapes, domain)
-                    start = self._start(names, values)
-                    if strict and not self._gradients_exist(start, x):
-                        continue
-                    layout = f"{numbers} {function_layout(shapes, values, domain)}"
-                    yield Candidate(layout, x, start, constants=values)
-                    if any(isinstance(value, np.ndarray) for value in values.values()):
-                        continue  # labels, one for each sample
-                    if len(shapes[0]) == 4 and (not base or shapes[1:] == base[1:]):
-                        yield Candidate(layout, x, start, another=True, constants=values)
-                    base = base or shapes
+        base: Shapes = ()
+        for layout, shapes, x, values in self.tried(names, others, 60):
+            start = self._start(names, values)
+            if strict and not self._gradients_exist(start, x):
+                continue
+            candidate = Candidate(f"{numbers} {layout}", x, start, constants=values)
+            yield candidate
+            if any(isinstance(value, np.ndarray) for value in values.values()):
+                continue  # labels, one for each sample
+            if len(shapes[0]) == 4 and (not base or shapes[1:] == base[1:]):
+                yield dataclasses.replace(candidate, another=True)
+            base = base or shapes
 
     def _start(self, names: list[str], values: dict[str, Any]) -> Start:
         def call(*tensors: Any) -> Any:
@@ -196,39 +186,32 @@ class TorchFunction(Kind):
         return subject
 
 
-class TorchModule(Kind):
+class TorchModule(ModuleKind):
     """A module, whose backward pass autograd puts together from its functions'."""
 
     name = "torch module"
-    fitting = True
 
     def __init__(self, probe: Probe) -> None:
-        super().__init__(probe)
-        self.made = make(probe)
-        self.settings = self.made.settings
+        super().__init__(probe, make(probe))
         self.module = self.made.template.double()
         self.module.train()
-        self.names = [p.name for p in required(parameters_of(self.module.forward))] or ["x"]
 
-    def _start(self) -> TorchSession:
+    def start(self) -> TorchSession:
+        """Begin a session."""
         return TorchSession(self.module, tuple(self.names), self.module)
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Yield rows, one sample, images, sequences, columns; images beside others, too."""
-        frozen = self.probe.given.instance is not None  # by the caller, who wants no gradient
-        own = {
+    def own(self) -> dict[str, Array]:
+        """Return the parameters; of an object not those that the caller has frozen."""
+        return {
             name: p.detach().numpy()
             for name, p in self.module.named_parameters()
-            if p.requires_grad or not frozen
+            if p.requires_grad or self.probe.given.instance is None
         }
-        for candidate in module_candidates(self.probe, self.made, self.names, own, self._start):
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Yield what other modules are tried on; images beside others, too."""
+        for candidate in super().candidates():
             yield candidate
             is_first = candidate.layout.startswith("0 ")
             if candidate.variables[self.names[0]].ndim == 4 and not is_first:
                 yield dataclasses.replace(candidate, another=True)
-
-    def subject(self, candidate: Candidate) -> Subject:
-        """Return the module at an input."""
-        subject = super().subject(candidate)
-        subject.columns = in_columns(candidate, self.names)
-        return subject
