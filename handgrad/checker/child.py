@@ -1,20 +1,16 @@
 """The process in which a user's code runs: find what can be checked, check it, write it down.
 
-A line of JSON for every class that is begun, and one for its result, so that whoever waits knows
-what was under way when the process died.
+An event for every class that is begun, and one for its result, so that whoever waits knows what was
+under way when the process died.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TextIO
+from typing import Any
 
 from handgrad.checker import plan
 from handgrad.checker.check import Finding
@@ -23,14 +19,11 @@ from handgrad.checker.kinds import find
 from handgrad.checker.probe import Given
 from handgrad.checker.randomness import hold_generators, seed_unseeded_generators
 from handgrad.user_code.importing import import_file, python_files
+from handgrad.user_code.isolated import Guard
 
 
-def main(order: dict[str, Any], out: TextIO) -> None:
-    """Check what ``order`` asks for and write a line of JSON for each event to ``out``."""
-
-    def tell(event: str, **about: Any) -> None:
-        print(json.dumps({"event": event, **about}, allow_nan=False), file=out, flush=True)
-
+def main(order: dict[str, Any], guard: Guard) -> None:
+    """Check what ``order`` asks for and tell ``guard`` of each event."""
     seed_unseeded_generators()
     args, kwargs = parse_arguments(order["init"])
     shapes = tuple(tuple(shape) for shape in order["shapes"])
@@ -42,43 +35,28 @@ def main(order: dict[str, Any], out: TextIO) -> None:
         about = {"key": str(file), "class": file.name, "kind": "import", "file": str(file)}
         if str(file) in done:
             continue
-        tell("begun", **about)
+        guard.tell("begun", **about)
         sys.argv = [str(file)]
         try:
             modules.append(import_file(file))
-            tell("imported")
+            guard.tell("imported")
         except (Exception, SystemExit) as error:
             text = f"cannot be imported: {plan.their_error(error)}"
             if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("vugrad"):
                 text += "; numpy_mlp.autograd stands in for it, with the import changed"
             findings = [plan.as_json(Finding("", "NOT CHECKED", "crash", text))]
             nothing: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "layers": []}
-            tell("result", **about, **nothing, findings=findings)
+            guard.tell("result", **about, **nothing, findings=findings)
     found, skipped = find(modules)
     hold_generators([vars(module) for module in modules])
     hold_generators([vars(one.cls) for one in found])
-    tell("found", classes=[one.cls.__name__ for one in found], skipped=skipped)
+    guard.tell("found", classes=[one.cls.__name__ for one in found], skipped=skipped)
     for one in found:
         name, file_name = one.cls.__qualname__, inspect.getsourcefile(one.cls) or ""
         key = f"{file_name}:{name}"
         if (order["names"] and one.cls.__name__ not in order["names"]) or key in done:
             continue
         about = {"key": key, "class": one.cls.__name__, "kind": one.kind, "file": file_name}
-        tell("begun", **about)
-        tell("result", **about, **plan.result(one, given, order["tolerance"]))
-    tell("done")
-
-
-def _end_with(parent: int) -> None:
-    """End this process when ``parent`` has ended, however it did."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    if os.name == "posix":
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    with Path(sys.argv[2]).open("a", encoding="utf-8") as stream:
-        main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), stream)
-    os._exit(0)  # whatever threads a user's code has left
+        guard.tell("begun", **about)
+        guard.tell("result", **about, **plan.result(one, given, order["tolerance"]))
+    guard.tell("done")

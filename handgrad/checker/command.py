@@ -12,39 +12,22 @@ The code is run as it is, in a process of its own.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import difflib
 import importlib.util
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from handgrad.checker.guesses import parse_arguments
+from handgrad.checker.process import Outcome, check
 from handgrad.checker.report import Report
 from handgrad.console import Parser, guarded
 from handgrad.errors import UserError
 
-_ROOT = Path(__file__).parents[2]
 _LARGEST = 2_000  # entries of an input: each costs four forward passes
-_MOST_SAID = 2**20  # bytes of a user's standard error that are kept
-
-
-@dataclass
-class Outcome:
-    """What came of a target."""
-
-    results: list[dict[str, Any]] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    classes: list[str] = field(default_factory=list)
 
 
 def _target(text: str) -> tuple[Path, list[str]]:
@@ -130,109 +113,6 @@ def number(option: str, given: Any, most: float) -> float:
             f"{option} {given} is out of range; expected a number above 0, up to {most:g}"
         )
     return value
-
-
-def check(path: Path, order: dict[str, Any], time_limit: float) -> Outcome:
-    """Check a target in processes of its own: a new one after each crash and each time-out.
-
-    Args:
-        path: a file or a folder.
-        order: what :func:`handgrad.checker.child.main` takes, less what was done.
-        time_limit: seconds that importing a file, or a class, may take.
-    """
-    outcome = Outcome()
-    with tempfile.TemporaryDirectory() as folder:
-        while True:
-            done = [result["key"] for result in outcome.results]
-            asked = {**order, "path": str(path), "done": done}
-            if not _one_process(asked, Path(folder), time_limit, outcome):
-                return outcome
-
-
-def _one_process(order: dict[str, Any], folder: Path, time_limit: float, outcome: Outcome) -> bool:
-    """Run one child; return whether another has to go on after it."""
-    asked, events, said = folder / "order", folder / "events", folder / "stderr"
-    asked.write_text(json.dumps(order), encoding="utf-8")
-    events.write_text("")
-    search = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    said.unlink(missing_ok=True)
-    with said.open("ab") as stderr:  # at the end, wherever that is
-        child = subprocess.Popen(
-            # -P: a "handgrad" in the current folder is not ours.
-            [sys.executable, "-P", "-m", "handgrad.checker.child", str(asked), str(events)],
-            env={**os.environ, "PYTHONPATH": search},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        try:
-            late = _wait(child, events, said, time_limit)
-        finally:
-            _end(child)
-    begun: dict[str, Any] | None = None
-    for line in events.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        kind = event.pop("event")
-        if kind == "begun":
-            begun = event
-            continue
-        begun = None
-        if kind == "found":
-            outcome.classes, outcome.skipped = event["classes"], event["skipped"]
-        elif kind == "result":
-            outcome.results.append(event)
-        elif kind == "done":
-            return False
-    last = (said.read_text(errors="replace").strip().splitlines() or [""])[-1]
-    if begun is None:  # not while it ran a user's code
-        raise RuntimeError(f"the process that checks ended by itself: {last}")
-    diagnosis, why = "crash", f"this code ended its process with {_status(child.returncode)}"
-    why += f": {last}" if last and child.returncode > 0 else ""
-    if late:
-        diagnosis = "time-out"
-        why = f"did not finish within {time_limit:g} s (--time-limit): an endless loop?"
-    finding = {
-        **dict.fromkeys(("error", "where", "numerical", "analytic")),
-        "variable": "",
-        "verdict": "WRONG",
-        "point": "",
-        "diagnosis": diagnosis,
-        "explanation": why,
-    }
-    rest: dict[str, Any] = {
-        "settings": {}, "seconds": None, "notes": [], "layers": [], "findings": [finding]
-    }  # fmt: skip
-    outcome.results.append({**begun, **rest})
-    return True
-
-
-def _wait(child: subprocess.Popen[bytes], events: Path, said: Path, time_limit: float) -> bool:
-    """Wait for the child; return True if there was no event for ``time_limit`` seconds."""
-    size, since = -1, time.monotonic()
-    while child.poll() is None:
-        if (now := events.stat().st_size) != size:
-            size, since = now, time.monotonic()
-        if time.monotonic() - since > time_limit:
-            return True
-        if said.stat().st_size > _MOST_SAID:  # an endless loop that prints fills no disk
-            os.truncate(said, 0)
-        time.sleep(0.01)
-    return False
-
-
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """End the child and whatever it has started."""
-    if os.name == "posix":
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, signal.SIGKILL)
-    else:
-        child.kill()
-    child.wait()
-
-
-def _status(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
 
 
 def _main(argv: Sequence[str] | None) -> int:

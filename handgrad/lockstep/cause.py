@@ -2,200 +2,148 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.lockstep.engines import Array, Engine, MakeEngine, Place, Trace
-from handgrad.lockstep.user_engine import where_defined
+from handgrad.lockstep.comparison import (
+    Cause,
+    Comparison,
+    Contestant,
+    Moment,
+    copied,
+    difference,
+    largest_difference,
+)
+from handgrad.lockstep.engines import Array, Place, Trace
+from handgrad.user_code.blame import UserCodeError
 
 _ROUNDINGS = 1000  # machine epsilons that two ways to round one sum may lie apart
 _SHARE = 1e-4  # of the whole difference, that one in a layer must have to explain it
 _LEAP = 1e6  # more than rounding grows in one step
 _KINKED = ("ReLUModule", "LeakyReLUModule", "ELUModule")
+_IN_ONE = "the loss (softmax with cross-entropy)"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Where a difference comes from.
+def find_cause(comparison: Comparison, contestant: Contestant) -> Cause | None:
+    """Return where an engine's first difference comes from; None where all agrees.
 
-    Attributes:
-        kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``saturated``
-            (softmax and loss apart, where only the two in one are exact), ``update``, ``rounding``,
-            ``unexplained`` or ``error``.
-        text: for people, in one or two lines.
-        layer: number of the first layer that differs, where one does; the loss comes last.
-        what: the :class:`~handgrad.lockstep.engines.Place` in it.
+    Where losses and weights agree, a layer may differ all the same: nothing may read its dx.
     """
+    search = _Search(comparison, contestant)
+    try:
+        if contestant.first is not None:
+            return search.first_cause(contestant.first)
+        assert comparison.beginning is not None
+        bound = max(search.bound, comparison.tolerance)
+        cause = search.compare(comparison.beginning, bound)[1]
+        return cause if cause and cause.kind == "layer" else None
+    except (UserCodeError, FloatingPointError) as error:
+        return Cause("error", f"from the same weights, anew: {error}")
 
-    kind: str
-    text: str
-    layer: int | None = None
-    what: str | None = None
 
+class _Search:
+    """The reference and another engine, made anew, that compute the same from the same weights."""
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Two engines, made anew, that compute the same batch from the same weights.
+    def __init__(self, comparison: Comparison, contestant: Contestant) -> None:
+        self.contestant, self.losses = contestant, comparison.losses
+        self.name, self.reference = contestant.name, comparison.reference
+        self.classes, self.make = contestant.classes, contestant.make
+        # Both have softmax and loss one after the other, or in one.
+        self.parted = contestant.make_parted is not None
+        self.make_reference = contestant.make_parted or comparison.make_reference
+        names = comparison.layer_names
+        self.layer_names = names if self.parted else [*names[:-2], _IN_ONE]
+        self.epsilon, self.bound = comparison.epsilon, _ROUNDINGS * comparison.epsilon
 
-    Attributes:
-        reference: name of the engine that is taken to be right.
-        make_reference: makes it.
-        name: of the other.
-        make: makes it.
-        classes: the user's among its layers, by name.
-        layer_names: ``layers.0 (LinearModule)``, softmax included, and the loss; or instead of
-            these two the one that is both.
-        epsilon: of the type that is computed in.
-        parted: whether both traces have softmax and loss one after the other.
-    """
-
-    reference: str
-    make_reference: MakeEngine
-    name: str
-    make: MakeEngine
-    classes: Mapping[str, type]
-    layer_names: list[str]
-    epsilon: float
-    parted: bool = False
-
-    def run(
-        self,
-        weights: Mapping[str, Array],
-        x: Array,
-        labels: Array,
-        lr: float,
-        lived: Trace | None,
-        course: Sequence[float],
-    ) -> Finding:
-        """Return the first thing that differs from these weights on.
-
-        Args:
-            weights: of the reference.
-            x: images (N, D) of the batch.
-            labels: (N,).
-            lr: learning rate.
-            lived: what the trained engine itself computed from these weights on this batch.
-            course: the relative differences up to this step.
-
-        Raises:
-            UserCodeError: the user's code failed.
-            FloatingPointError: a loss is not finite.
-        """
-        bound = _ROUNDINGS * self.epsilon
-        expected, finding, worst = self._compare(weights, x, labels, bound)
-        if finding and finding.kind == "layer":
+    def first_cause(self, at: Moment) -> Cause:
+        """Return the first thing that differs from the beginning of a step on."""
+        distances = self.contestant.distances[: at.step]
+        course = [
+            max(distance.relative, distance.loss / max(1.0, abs(loss)))
+            for distance, loss in zip(distances, self.losses, strict=False)
+        ]
+        expected, cause, worst = self.compare(at, self.bound)
+        if cause and cause.kind == "layer":
             # log(p + 1e-12) differs, too, but does not put weights 0.01 apart.
-            telling = self._compare(weights, x, labels, max(bound, _SHARE * course[-1]))[1]
-            if telling and (telling.layer, telling.what) != (finding.layer, finding.what):
+            telling = self.compare(at, max(self.bound, _SHARE * course[-1]))[1]
+            if telling and (telling.layer, telling.what) != (cause.layer, cause.what):
                 small = f"{telling.text}; what differs before it is too small to explain this"
                 return replace(telling, text=small)
-        if finding:
-            return finding
-        finding, _ = self._first_difference(expected, lived or {}, x, _ROUNDINGS * self.epsilon)
-        if finding:
-            return Finding(
-                "state",
-                "a new network agrees everywhere, but in the one that was trained, "
-                f"{finding.text}; something is kept from the passes before",
-                finding.layer,
-                finding.what,
-            )
+        if cause:
+            return cause
+        cause, _ = self._first_difference(expected, self.contestant.lived or {}, at.x, self.bound)
+        if cause:
+            text = "a new network agrees everywhere, but in the one that was trained, "
+            text += f"{cause.text}; something is kept from the passes before"
+            return replace(cause, kind="state", text=text)
         agreed = f"from the same weights every layer agrees within {worst:.1e} of its largest value"
-        same, relative, where = self._updates(weights, x, labels, lr)
+        same, relative, where = self._updates(at)
         if not same and self._saturated(expected).any():
             return self._saturation(expected)
         if not same and not self.classes:
-            return Finding(
+            return Cause(
                 "update",
                 f"{agreed}, but updates from there put {where} {relative:.1e} apart, relative "
                 "to the largest: the update differs, not a layer",
             )
         before = max([self.epsilon, *course[:-1]])
         if not same or course[-1] > _LEAP * self._size_of_logits(expected) * before:
-            return Finding(
+            return Cause(
                 "unexplained",
                 f"{agreed}; what took the weights or the loss from {before:.1e} to "
                 f"{course[-1]:.1e} apart (relative) does not happen each time. Does a layer draw "
                 "random numbers, or depend on more than its input? Or a unit was at the kink of "
                 "its activation",
             )
-        return Finding(
+        return Cause(
             "rounding",
             f"{agreed}, and so does the update ({relative:.1e}): no layer is wrong; rounding has "
             f"grown from {course[0]:.1e} after the first step, as training "
             "magnifies it: with a large learning rate, or where it turns a unit on or off",
         )
 
-    def wrong_layer(
-        self, weights: Mapping[str, Array], x: Array, labels: Array, tolerance: float
-    ) -> Finding | None:
-        """Return the first layer that differs though the weights agree: nothing may read its dx.
-
-        Args:
-            weights: of the reference.
-            x: images (N, D) of the batch.
-            labels: (N,).
-            tolerance: on differences relative to the largest value, if more than rounding.
-
-        Raises:
-            UserCodeError: the user's code failed.
-        """
-        bound = max(_ROUNDINGS * self.epsilon, tolerance)
-        finding = self._compare(weights, x, labels, bound)[1]
-        return finding if finding and finding.kind == "layer" else None
-
-    def _compare(
-        self, weights: Mapping[str, Array], x: Array, labels: Array, bound: float
-    ) -> tuple[Trace, Finding | None, float]:
+    def compare(self, at: Moment, bound: float) -> tuple[Trace, Cause | None, float]:
         """Return the reference's trace, and what :meth:`_first_difference` does, of new engines."""
-        expected = self._traced(self.make_reference(), weights, x, labels)
-        found = self._traced(self.make(), weights, x, labels)
-        finding, worst = self._first_difference(expected, found, x, bound)
+        expected, found = at.trace(self.make_reference()), at.trace(self.make())
+        cause, worst = self._first_difference(expected, found, at.x, bound)
         saturated = self._saturated(expected)
-        if finding and saturated.any() and finding.layer is not None:
-            at_loss = finding.layer > self._softmax
-            if at_loss or (finding.layer == self._softmax and finding.what == "dx"):
+        if cause and saturated.any() and cause.layer is not None:
+            at_loss = cause.layer > self._softmax
+            if at_loss or (cause.layer == self._softmax and cause.what == "dx"):
                 # Whether it is only that, the other images tell.
-                others, finding = ~saturated, None
+                others, cause = ~saturated, None
                 if others.sum() > 1:  # of one image, there are no batch statistics
-                    _, finding, worst = self._compare(weights, x[others], labels[others], bound)
-                finding = finding or self._saturation(expected)
-        return expected, finding, worst
+                    rest = at._replace(x=at.x[others], labels=at.labels[others])
+                    _, cause, worst = self.compare(rest, bound)
+                cause = cause or self._saturation(expected)
+        return expected, cause, worst
 
-    @staticmethod
-    def _traced(engine: Engine, weights: Mapping[str, Array], x: Array, labels: Array) -> Trace:
-        engine.load(weights)
-        return engine.trace(x.copy(), labels.copy())
-
-    def _updates(
-        self, weights: Mapping[str, Array], x: Array, labels: Array, lr: float
-    ) -> tuple[bool, float, str]:
+    def _updates(self, at: Moment) -> tuple[bool, float, str]:
         """Return whether updates from the same weights agree, and how far apart they are, where."""
         reference, engine = self.make_reference(), self.make()
-        reference.load(weights)
+        reference.load(at.weights)
         apart = (True, 0.0, "")
         # Momentum shows in the second; a user's layers are updated by our optimizer.
         for _ in range(1 if self.classes else 2):
-            start = {name: array.copy() for name, array in reference.weights().items()}
-            engine.load(start)
+            start = at._replace(weights=copied(reference))
+            engine.load(start.weights)
             try:
                 for one in (reference, engine):
-                    one.step(x.copy(), labels.copy(), lr)
+                    start.train(one)
             except FloatingPointError:
                 break  # the step before was too large for another
-            expected = self._traced(self.make_reference(), start, x, labels)
-            bound = _ROUNDINGS * self.epsilon * self._amplification(expected, len(x))
+            expected = start.trace(self.make_reference())
+            bound = self.bound * self._amplification(expected, len(at.x))
             _, relative, where = largest_difference(reference.weights(), engine.weights())
             apart = max(apart, (relative <= bound, relative, where), key=lambda a: (not a[0], a[1]))
         return apart
 
     def _first_difference(
         self, expected: Trace, found: Trace, x: Array, bound: float
-    ) -> tuple[Finding | None, float]:
+    ) -> tuple[Cause | None, float]:
         """Return the first difference, if there is one, and the largest that is but rounding."""
         worst_before = 0.0
         for place, value in expected.items():
@@ -230,7 +178,7 @@ class Diagnosis:
                         f"; there the input is {before[at]:.1e}, at the kink of the activation, "
                         "where either derivative is right and rounding may choose"
                     )
-            return Finding(kind, text, place.layer, place.what), worst_before
+            return Cause(kind, text, place.layer, place.what), worst_before
         return None, worst_before
 
     def _describe(self, place: Place) -> str:
@@ -245,9 +193,9 @@ class Diagnosis:
     def _source(self, place: Place) -> str:
         """Return where the user's code for ``place`` is, to stand behind its name."""
         kind = self.classes.get(self.layer_names[place.layer].rpartition("(")[2].rstrip(")"))
-        method = "forward" if place.what == "output" else "backward"
-        source = None if kind is None else where_defined(kind, method)
-        return f", your {source}" if source else ""
+        method = getattr(kind, "forward" if place.what == "output" else "backward", None)
+        code = getattr(method, "__code__", None)  # which not everything has that can be called
+        return f", your {Path(code.co_filename).name}, line {code.co_firstlineno}" if code else ""
 
     def _scale(self, trace: Trace, place: Place, x: Array) -> float:
         """Return what rounding is relative to, at least: a sum whose terms cancel keeps theirs."""
@@ -289,10 +237,10 @@ class Diagnosis:
         saturated: NDArray[np.bool_] = (p < np.finfo(p.dtype).tiny).any(axis=1)
         return saturated
 
-    def _saturation(self, trace: Trace) -> Finding:
+    def _saturation(self, trace: Trace) -> Cause:
         saturated = self._saturated(trace)
         k, n = saturated.sum(), len(saturated)
-        return Finding(
+        return Cause(
             "saturated",
             f"in {k} of the batch's {n} images a probability is rounded to 0, as the softmax "
             "saturates: a softmax and a loss that are apart, ours too, lose there what the two in "
@@ -305,32 +253,9 @@ class Diagnosis:
 def _relative(expected: Array, found: Array, least: float = 0.0) -> tuple[float, tuple[int, ...]]:
     """Return the largest difference, relative to the largest value or ``least``, and its place."""
     expected, found = np.asarray(expected), np.asarray(found)
-    difference = _difference(expected, found)
-    at = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+    apart = difference(expected, found)
+    at = tuple(int(i) for i in np.unravel_index(apart.argmax(), apart.shape))
     largest = max(float(np.abs(expected).max()), least)
-    if not difference[at]:
+    if not apart[at]:
         return 0.0, at
-    return float(difference[at] / largest) if largest else np.inf, at
-
-
-def largest_difference(
-    expected: Mapping[str, Array], found: Mapping[str, Array]
-) -> tuple[float, float, str]:
-    """Return the largest absolute difference, what that is relative to its array, and where."""
-    worst = (-1.0, 0.0, "")
-    for name, value in expected.items():
-        difference = _difference(value, found[name])
-        at = np.unravel_index(difference.argmax(), difference.shape)
-        if (absolute := float(difference[at])) > worst[0]:
-            largest = float(np.abs(value).max()) or 1.0
-            index = ", ".join(str(int(i)) for i in at)
-            worst = absolute, absolute / largest, f"{name}[{index}]"
-    return worst
-
-
-def _difference(expected: Array, found: Array) -> Any:
-    """Return absolute differences in double precision; infinite where only one is a number."""
-    one, other = np.asarray(expected, np.float64), np.asarray(found, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
-        difference = np.abs(one - other)
-    return np.where(np.isnan(difference), np.where(one == other, 0.0, np.inf), difference)
+    return float(apart[at] / largest) if largest else np.inf, at

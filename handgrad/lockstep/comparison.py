@@ -1,19 +1,43 @@
-"""Several engines, step by step on the same batches, and where the first difference comes from."""
+"""Several engines, step by step on the same batches, and how far they are from one another."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from handgrad.errors import UserError
-from handgrad.lockstep.cause import Diagnosis, Finding, largest_difference
 from handgrad.lockstep.engines import Array, Engine, MakeEngine, Trace
 from handgrad.user_code.blame import UserCodeError
 
-_IN_ONE = "the loss (softmax with cross-entropy)"
+
+class Moment(NamedTuple):
+    """What a step begins with.
+
+    Attributes:
+        step: counted from 1.
+        weights: of the reference, by name.
+        x: images (N, D) of the batch.
+        labels: (N,).
+        lr: learning rate.
+    """
+
+    step: int
+    weights: Mapping[str, Array]
+    x: Array
+    labels: Array
+    lr: float
+
+    def train(self, engine: Engine) -> float:
+        """Update the engine's weights, whatever they are, on the batch; return its loss."""
+        return engine.step(self.x.copy(), self.labels.copy(), self.lr)
+
+    def trace(self, engine: Engine) -> Trace:
+        """Return what the engine computes on the batch, with these weights, which it keeps."""
+        engine.load(self.weights)
+        return engine.trace(self.x.copy(), self.labels.copy())
 
 
 @dataclass(frozen=True)
@@ -38,22 +62,40 @@ class Distance:
         return max(self.loss, self.parameter)
 
 
+@dataclass(frozen=True)
+class Cause:
+    """Where a difference comes from.
+
+    Attributes:
+        kind: ``layer``, ``state`` (right at first, not when used again), ``kink``, ``saturated``
+            (softmax and loss apart, where only the two in one are exact), ``update``, ``rounding``,
+            ``unexplained`` or ``error``.
+        text: for people, in one or two lines.
+        layer: number of the first layer that differs, where one does; the loss comes last.
+        what: the :class:`~handgrad.lockstep.engines.Place` in it.
+    """
+
+    kind: str
+    text: str
+    layer: int | None = None
+    what: str | None = None
+
+
 @dataclass
 class Contestant:
     """An engine that is compared with the reference, and what became of it.
 
     Attributes:
         name: of the engine.
-        make: makes it anew, for the diagnosis.
-        make_parted: makes the reference with softmax and loss one after the other, where this
-            engine has them so.
+        make: makes it anew, to find causes.
         engine: that takes part.
         classes: the user's among its layers, by name.
+        make_parted: makes the reference with softmax and loss one after the other, where this
+            engine has them so.
         distances: after each step.
-        first: the first step that is beyond the tolerance, and the weights and the batch with which
-            it began.
-        lived: what it computes from those weights on that batch, having been trained so far.
-        finding: where that comes from; or a layer that differs though the weights agree.
+        first: the first step that is beyond the tolerance.
+        lived: what it computes from the weights of ``first``, having been trained so far.
+        cause: where that comes from; or a layer that differs though the weights agree.
         stopped: why it takes part no more.
     """
 
@@ -63,15 +105,15 @@ class Contestant:
     classes: Mapping[str, type] = field(default_factory=dict)
     make_parted: MakeEngine | None = None
     distances: list[Distance] = field(default_factory=list)
-    first: tuple[int, dict[str, Array], Array, Array] | None = None
+    first: Moment | None = None
     lived: Trace | None = None
-    finding: Finding | None = None
+    cause: Cause | None = None
     stopped: str | None = None
 
     @property
     def agrees(self) -> bool:
         """Whether it was within the tolerance at each step, and no layer differs."""
-        return self.first is None and self.finding is None
+        return self.first is None and self.cause is None
 
     @property
     def worst(self) -> Distance:
@@ -81,7 +123,7 @@ class Contestant:
 
 @dataclass
 class Comparison:
-    """What was compared, and how.
+    """What is compared, and how.
 
     Attributes:
         reference: name of the engine that the others are compared with.
@@ -91,6 +133,7 @@ class Comparison:
         tolerance: on absolute differences.
         epsilon: of the type that is computed in.
         losses: the reference's, of each step.
+        beginning: of the first step.
         seconds: of the whole.
     """
 
@@ -101,6 +144,7 @@ class Comparison:
     tolerance: float
     epsilon: float
     losses: list[float] = field(default_factory=list)
+    beginning: Moment | None = None
     seconds: float = 0.0
 
     @property
@@ -115,7 +159,7 @@ class Comparison:
         schedule: Callable[[int], float],
         after_step: Callable[[int], None],
     ) -> None:
-        """Take the steps, then find out where the differences come from.
+        """Take the steps.
 
         Args:
             batches: images (N, D) and labels (N,).
@@ -127,105 +171,77 @@ class Comparison:
             UserError: the loss of the reference is not finite.
             UserCodeError: the user's code failed, with nothing before to blame it on.
         """
-        start = time.perf_counter()
         reference = self.make_reference()
-        rates = []
         for step in range(1, steps + 1):
-            x, labels = next(batches)
-            rates.append(schedule(step - 1))
-            if step == 1:
-                beginning = _copy(reference.weights()), x, labels
-            before = _copy(reference.weights())
+            before = Moment(step, copied(reference), *next(batches), schedule(step - 1))
+            self.beginning = self.beginning or before
             try:
-                self.losses.append(reference.step(x.copy(), labels, rates[-1]))
+                self.losses.append(before.train(reference))
             except FloatingPointError as error:
                 raise UserError(
                     f"step {step} of {self.reference}: {error}; a smaller --lr may keep it finite"
                 ) from None
-            after = reference.weights()
             for contestant in self.contestants:
                 if contestant.stopped is None:
-                    self._step(contestant, step, x, labels, rates[-1], before, after)
+                    self._step(contestant, before, reference.weights())
             after_step(step)
-        for contestant in self.contestants:
-            contestant.finding = self._diagnose(contestant, rates, beginning)
-        self.seconds = time.perf_counter() - start
 
-    def _step(
-        self,
-        contestant: Contestant,
-        step: int,
-        x: Array,
-        labels: Array,
-        lr: float,
-        before: dict[str, Array],
-        after: Mapping[str, Array],
-    ) -> None:
+    def _step(self, contestant: Contestant, at: Moment, after: Mapping[str, Array]) -> None:
         try:
-            loss = contestant.engine.step(x.copy(), labels.copy(), lr)
+            loss = at.train(contestant.engine)
         except FloatingPointError as error:
-            contestant.stopped = f"step {step}: {error}"
+            contestant.stopped = f"step {at.step}: {error}"
             distance = Distance(np.inf, np.inf, np.inf, "the loss")
         except UserCodeError as error:
             if contestant.first is None:
-                raise UserCodeError(f"step {step}: {error}") from error
-            contestant.stopped = f"step {step}: {error}"
+                raise UserCodeError(f"step {at.step}: {error}") from error
+            contestant.stopped = f"step {at.step}: {error}"
             return
         else:
-            parameter, relative, where = largest_difference(after, contestant.engine.weights())
-            difference = abs(loss - self.losses[-1])
-            distance = Distance(difference, parameter, relative, where)
+            apart = largest_difference(after, contestant.engine.weights())
+            distance = Distance(abs(loss - self.losses[-1]), *apart)
         contestant.distances.append(distance)
         if contestant.first is None and not distance.worst <= self.tolerance:
-            contestant.first = (step, before, x, labels)
-            contestant.lived = _trace_from(contestant.engine, before, x, labels)
-
-    def _diagnose(
-        self,
-        contestant: Contestant,
-        rates: list[float],
-        beginning: tuple[dict[str, Array], Array, Array],
-    ) -> Finding | None:
-        parted = contestant.make_parted is not None
-        diagnosis = Diagnosis(
-            self.reference,
-            contestant.make_parted or self.make_reference,
-            contestant.name,
-            contestant.make,
-            contestant.classes,
-            self.layer_names if parted else [*self.layer_names[:-2], _IN_ONE],
-            self.epsilon,
-            parted,
-        )
-        try:
-            if contestant.first is None:
-                return diagnosis.wrong_layer(*beginning, self.tolerance)
-            step, weights, x, labels = contestant.first
-            course = [
-                max(distance.relative, distance.loss / max(1.0, abs(loss)))
-                for distance, loss in zip(contestant.distances[:step], self.losses, strict=False)
-            ]
-            return diagnosis.run(weights, x, labels, rates[step - 1], contestant.lived, course)
-        except (UserCodeError, FloatingPointError) as error:
-            return Finding("error", f"from the same weights, anew: {error}")
+            contestant.first, contestant.lived = at, _lived(contestant.engine, at)
 
 
-def _copy(weights: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: array.copy() for name, array in weights.items()}
+def copied(engine: Engine) -> dict[str, Array]:
+    """Return a copy of an engine's weights."""
+    return {name: array.copy() for name, array in engine.weights().items()}
 
 
-def _trace_from(
-    engine: Engine, weights: Mapping[str, Array], x: Array, labels: Array
-) -> Trace | None:
-    """Return what ``engine`` computes from ``weights``, and put its own weights back.
+def _lived(engine: Engine, at: Moment) -> Trace | None:
+    """Return what a trained engine computes, and put its own weights back.
 
     None where it cannot: a user's code may fail by now.
     """
-    own = _copy(engine.weights())
-    engine.load(weights)
+    own = copied(engine)
     try:
-        return {k: np.array(v) for k, v in engine.trace(x.copy(), labels.copy()).items()}
+        return {place: np.array(value) for place, value in at.trace(engine).items()}
     except UserCodeError:
         return None
     finally:
         engine.load(own)
+
+
+def largest_difference(
+    expected: Mapping[str, Array], found: Mapping[str, Array]
+) -> tuple[float, float, str]:
+    """Return the largest absolute difference, what that is relative to its array, and where."""
+    worst = (-1.0, 0.0, "")
+    for name, value in expected.items():
+        apart = difference(value, found[name])
+        at = np.unravel_index(apart.argmax(), apart.shape)
+        if (absolute := float(apart[at])) > worst[0]:
+            largest = float(np.abs(value).max()) or 1.0
+            index = ", ".join(str(int(i)) for i in at)
+            worst = absolute, absolute / largest, f"{name}[{index}]"
+    return worst
+
+
+def difference(expected: Array, found: Array) -> Any:
+    """Return absolute differences in double precision; infinite where only one is a number."""
+    one, other = np.asarray(expected, np.float64), np.asarray(found, np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(one - other)
+    return np.where(np.isnan(apart), np.where(one == other, 0.0, np.inf), apart)

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +25,32 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 _MARKS = ("o", "s", "^", "D")
 
 
-class Table:
-    """Prints the differences of the steps 1, 2, 5, 10, 20, ... and the last, as they are made."""
+def begin_table(comparison: Comparison, steps: int) -> Callable[[int], None]:
+    """Print the head of a table of differences; return what prints the row of a step.
 
-    def __init__(self, comparison: Comparison, steps: int) -> None:
-        self.comparison, self.steps = comparison, steps
-        self.width = max(len(contestant.name) for contestant in comparison.contestants)
+    Rows are those of the steps 1, 2, 5, 10, 20, ... and the last.
+    """
+    width = max(len(contestant.name) for contestant in comparison.contestants)
+    print(
+        f"{'step':>6}  {f'loss ({comparison.reference})':<16}  {'engine':<{width}}  {'Δ loss':>8}  "
+        f"{'Δ weights':>9}  {'relative':>8}  where"
+    )
 
-    def head(self) -> None:
-        """Print the head."""
-        loss = f"loss ({self.comparison.reference})"
-        print(
-            f"{'step':>6}  {loss:<16}  {'engine':<{self.width}}  {'Δ loss':>8}  "
-            f"{'Δ weights':>9}  {'relative':>8}  where"
-        )
-
-    def row(self, step: int) -> None:
-        """Print a step, if it is one of those."""
-        leading = str(step).rstrip("0")
-        if leading not in ("1", "2", "5") and step != self.steps:
+    def row(step: int) -> None:
+        if str(step).rstrip("0") not in ("1", "2", "5") and step != steps:
             return
-        start = f"{step:>6}  {self.comparison.losses[-1]:<16.12f}"
-        for contestant in self.comparison.contestants:
+        start = f"{step:>6}  {comparison.losses[-1]:<16.12f}"
+        for contestant in comparison.contestants:
             if len(contestant.distances) == step:
                 d = contestant.distances[-1]
                 print(
-                    f"{start:<24}  {contestant.name:<{self.width}}  {d.loss:>8.1e}  "
+                    f"{start:<24}  {contestant.name:<{width}}  {d.loss:>8.1e}  "
                     f"{d.parameter:>9.1e}  {d.relative:>8.1e}  {d.where}",
                     flush=True,
                 )
                 start = ""
+
+    return row
 
 
 def verdict(comparison: Comparison, contestant: Contestant) -> str:
@@ -62,10 +58,10 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
     reference, steps = comparison.reference, len(comparison.losses)
     if contestant.first is None:
         d = contestant.worst
-        if contestant.finding is not None:
+        if contestant.cause is not None:
             return (
                 f"{contestant.name} differs from {reference}, though losses and weights agree "
-                f"within {d.worst:.1e} over {steps} steps\n  {contestant.finding.text}"
+                f"within {d.worst:.1e} over {steps} steps\n  {contestant.cause.text}"
             )
         return (
             f"{contestant.name} agrees with {reference} within {d.worst:.1e} over {steps} steps "
@@ -73,12 +69,12 @@ def verdict(comparison: Comparison, contestant: Contestant) -> str:
         )
     step = contestant.first[0]
     worst = contestant.distances[step - 1].worst
-    assert contestant.finding is not None
+    assert contestant.cause is not None
     text = (
         f"{contestant.name} differs from {reference}: step {step} is the first beyond the "
         f"tolerance {comparison.tolerance:g}, "
         + (f"by {worst:.1e}\n" if math.isfinite(worst) else "as it is not finite\n")
-        + f"  {contestant.finding.text}"
+        + f"  {contestant.cause.text}"
     )
     return text + (f"\n  it stopped at {contestant.stopped}" if contestant.stopped else "")
 
@@ -110,12 +106,12 @@ def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
 
 
 def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:
-    finding = contestant.finding
+    cause = contestant.cause
     return {
         "agrees": contestant.agrees,
         "verdict": verdict(comparison, contestant),
         "first_step_beyond": None if contestant.first is None else contestant.first[0],
-        "finding": None if finding is None else dataclasses.asdict(finding),
+        "finding": None if cause is None else dataclasses.asdict(cause),
         "steps": [_plain(distance) for distance in contestant.distances],
     }
 

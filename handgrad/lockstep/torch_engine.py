@@ -50,6 +50,8 @@ def _gradient(tensor: torch.Tensor) -> Array:
 
 def make_torch_engine(settings: NumpyMLPSettings, dataset: Dataset) -> TorchEngine:
     """Return PyTorch's network for ``settings``, with the weights that NumPy's begins with."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     shared = {field.name for field in dataclasses.fields(TorchMLPSettings)}
     values = {k: v for k, v in dataclasses.asdict(settings).items() if k in shared}
     theirs = TorchMLPSettings(**values | {"device": "cpu", "precision": settings.dtype})

@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 
 from handgrad.errors import UserError
-from handgrad.lockstep.engines import Array, Place, Trace, walk
+from handgrad.lockstep.engines import Array, ModulesEngine, Place, Trace
 from handgrad.lockstep.watched import Watch, WatchedLayer, WatchedLoss, encode
 from handgrad.user_code.blame import blame
 from handgrad.user_code.importing import import_file, python_files
 from numpy_mlp import modules as ours
 from numpy_mlp.anomaly import name_of
 from numpy_mlp.learner import NumpyLearner
-from numpy_mlp.modules.module import is_parametric
 
 REPLACEABLE = (
     "LinearModule",
@@ -71,13 +70,7 @@ def load_classes(path: Path) -> dict[str, type]:
     return classes
 
 
-def where_defined(kind: type, method: str) -> str | None:
-    """Return ``modules.py, line 12`` for a method of a user's class, where it can be told."""
-    code = getattr(getattr(kind, method, None), "__code__", None)
-    return f"{Path(code.co_filename).name}, line {code.co_firstlineno}" if code else None
-
-
-class UserEngine:
+class UserEngine(ModulesEngine):
     """A network with the user's layers where there are some, and ours for the rest.
 
     Our optimizer updates our parameters from the user's gradients, and each step begins by copying
@@ -97,29 +90,21 @@ class UserEngine:
         path: Path,
         running: Callable[[str], None] = lambda what: None,
     ) -> None:
-        self.learner, self.watch = learner, Watch(path, running)
+        super().__init__(learner, parted=parts_the_loss(classes))
+        self.watch = Watch(path, running)
         linear = classes.get("LinearModule")
         transposed = linear is not None and _is_transposed(linear, self.watch)
-        self.layers: list[Any] = []
-        parted = parts_the_loss(classes)
-        for i, layer in enumerate(learner.model.layers if parted else learner.model.layers[:-1]):
-            kind, name = classes.get(type(layer).__name__), name_of(i, layer)
-            params = layer.params if is_parametric(layer) else {}
-            if kind is not None:
-                layer = _construct(kind, layer, name, i == 0, self.watch)
-            self.layers.append(
-                WatchedLayer(
-                    layer, name, params, transposed and kind is linear, self.watch, first=i == 0
-                )
-                if kind is not None
-                else layer
-            )
-        loss: Any = ours.CrossEntropyModule() if parted else learner.loss
+        self.layers: list[Any] = list(self.layers)
+        for i, layer in enumerate(self.layers):
+            if kind := classes.get(type(layer).__name__):
+                name = name_of(i, layer)
+                theirs = _construct(kind, layer, name, i == 0, self.watch)
+                turned = transposed and kind is linear
+                self.layers[i] = WatchedLayer(theirs, name, layer, self.watch, turned, first=not i)
         if kind := classes.get("CrossEntropyModule"):
             name = "CrossEntropyModule"
-            theirs = self.watch.call(f"construction of {name}", kind)
-            loss = WatchedLoss(theirs, name, _wants_one_hot(theirs), self.watch)
-        self.loss = loss
+            loss = self.watch.call(f"construction of {name}", kind)
+            self.loss: Any = WatchedLoss(loss, name, _wants_one_hot(loss, self.watch), self.watch)
 
     def step(self, x: Array, labels: Array, lr: float) -> float:
         """Update the weights on one batch and return its loss."""
@@ -127,7 +112,8 @@ class UserEngine:
         loss = float(trace[Place(len(self.layers), "output")])
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss}")
-        optimizer, places = self.learner.optimizer, self._places()
+        optimizer, names = self.learner.optimizer, self.learner.model.named_parameters()
+        places = [Place(int(layer), key) for _, layer, key in (n.split(".") for n, _, _ in names)]
         optimizer.lr = lr
         optimizer.step(
             [
@@ -137,26 +123,13 @@ class UserEngine:
         )
         return loss
 
-    def weights(self) -> dict[str, Array]:
-        """Return parameters and running statistics by name."""
-        return self.learner.weights()
-
-    def load(self, weights: Mapping[str, Array]) -> None:
-        """Copy ``weights`` into the network."""
-        self.learner.load_weights(weights)
-
     def trace(self, x: Array, labels: Array) -> Trace:
         """Return what a forward and a backward pass compute."""
-        self.learner.model.train()
         for layer in self.layers:
             if isinstance(layer, WatchedLayer) and hasattr(layer, "params"):
                 layer.lend()
         self.watch.begin(images=x, labels=labels)
-        return walk(self.layers, self.loss, x, labels)
-
-    def _places(self) -> list[Place]:
-        names = [name.split(".") for name, _, _ in self.learner.model.named_parameters()]
-        return [Place(int(layer), key) for _, layer, key in names]
+        return super().trace(x, labels)
 
 
 def _construct(kind: type, layer: Any, name: str, first: bool, watch: Watch) -> Any:
@@ -182,7 +155,7 @@ def _is_transposed(kind: type, watch: Watch) -> bool:
     return isinstance(params, dict) and np.shape(params.get("weight", 0)) == (2, 3)
 
 
-def _wants_one_hot(loss: Any) -> bool:
+def _wants_one_hot(loss: Any, watch: Watch) -> bool:
     """Say whether a user's loss is written for one-hot rows rather than labels.
 
     Both are tried on a small batch: what gives our numbers is meant; where neither does, what does
@@ -194,6 +167,7 @@ def _wants_one_hot(loss: Any) -> bool:
     def score(targets: Array) -> int:
         points = 0
         for method in ("forward", "backward"):
+            watch.running(f"{method} of CrossEntropyModule")
             try:
                 with np.errstate(all="ignore"):
                     theirs = np.asarray(getattr(loss, method)(x.copy(), targets.copy()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from handgrad.lockstep.engines import Array
 from handgrad.user_code.blame import UserCodeError, blame
+from numpy_mlp.modules.module import Module, is_parametric
 
 
 class Watch:
@@ -46,101 +47,101 @@ class Watch:
                 raise UserCodeError(f"{what} changes {name} in place; work on a copy")
         return result
 
+    def returned(self, what: str, result: Any, shape: tuple[int, ...]) -> Array:
+        """Return what a pass has returned, an array of ``shape``, and keep a copy of it."""
+        array = _floats(f"{what} returns", result)
+        if array.shape != shape:
+            raise UserCodeError(f"{what} returns shape {array.shape}, expected {shape}")
+        self.add(f"what {what} returned", array)
+        return array
+
 
 class WatchedLayer:
-    """A layer of the chain: the user's, or ours between the user's.
+    """A user's layer of the chain.
 
     Args:
         layer: forward, backward, perhaps params and grads.
         name: ``layers.0 (LinearModule)``.
-        model: our parameters of this layer; empty where it has none.
-        transposed: the user's weight is (in, out).
+        ours: the layer that it stands in for.
         watch: of the pass.
+        transposed: the user's weight is (in, out).
+        first: nobody reads what its backward returns.
     """
 
     def __init__(
-        self,
-        layer: Any,
-        name: str,
-        params: Mapping[str, Array],
-        transposed: bool,
-        watch: Watch,
-        *,
-        first: bool,
+        self, layer: Any, name: str, ours: Module, watch: Watch, transposed: bool, *, first: bool
     ) -> None:
-        self.layer, self.name, self.transposed = layer, name, transposed
-        self.watch, self.first = watch, first
-        if params:
-            self.params = params
+        self.layer, self.name, self.watch = layer, name, watch
+        self.transposed, self.first = transposed, first
+        if is_parametric(ours):
+            self.params = ours.params
         self._shape: tuple[int, ...] = ()
 
     def lend(self) -> None:
         """Give the layer our parameters, in its own shapes, and in its own arrays if they fit."""
         theirs = self._dictionary("params")
         for key, param in self.params.items():
-            value = self._theirs(key, param)
-            own = theirs.get(key)
+            value, own = self._turned(key, param), theirs.get(key)
+            what = f"{self.name}: params[{key!r}]"
             if not isinstance(own, np.ndarray):
                 raise UserCodeError(
-                    f"{self.name}: params[{key!r}] is {_kind(own)} after its construction; "
-                    f"expected an array {value.shape}"
+                    f"{what} is {_kind(own)} after its construction; expected an array "
+                    f"{value.shape}"
                 )
             if _squeezed(own.shape, key) != _squeezed(value.shape, key):
-                raise UserCodeError(
-                    f"{self.name}: params[{key!r}] has shape {own.shape}, expected {value.shape}"
-                )
+                raise UserCodeError(f"{what} has shape {own.shape}, expected {value.shape}")
             value = value.reshape(own.shape)
             if own.dtype == value.dtype and own.flags.writeable:
                 own[...] = value  # the layer may hold it under another name, too
-            else:
-                for name, other in getattr(self.layer, "__dict__", {}).items():
-                    if isinstance(other, np.ndarray) and np.may_share_memory(other, own):
-                        raise UserCodeError(
-                            f"{self.name}: self.{name} is params[{key!r}] under another name, an "
-                            f"array of {own.dtype} that cannot take our weights of {value.dtype}; "
-                            f"make it of {value.dtype}, or read params[{key!r}] each time"
-                        )
-                theirs[key] = value.copy()
+                continue
+            for name, other in getattr(self.layer, "__dict__", {}).items():
+                if isinstance(other, np.ndarray) and np.may_share_memory(other, own):
+                    raise UserCodeError(
+                        f"{self.name}: self.{name} is params[{key!r}] under another name, an "
+                        f"array of {own.dtype} that cannot take our weights of {value.dtype}; "
+                        f"make it of {value.dtype}, or read params[{key!r}] each time"
+                    )
+            theirs[key] = value.copy()
 
     def forward(self, x: Array) -> Array:
         """Return the layer's output, (N, D)."""
         n_out = len(self.params["weight"]) if hasattr(self, "params") else x.shape[1]
-        self._shape = x.shape
-        output = self._checked("forward", x, (len(x), n_out))
-        assert output is not None
-        return output
+        self._shape, what = x.shape, f"forward of {self.name}"
+        self.watch.add(f"the input of {self.name}", x)
+        output = self.watch.call(what, self.layer.forward, x)
+        return self.watch.returned(what, output, (len(x), n_out))
 
     def backward(self, dout: Array) -> Array | None:
         """Return ∂L/∂x, of the shape of x; the first layer's may be None."""
-        dx = self._checked("backward", dout, self._shape)
-        if hasattr(self, "params"):
-            theirs = self._dictionary("params")
-            for key, param in self.params.items():
-                mine = self._theirs(key, param).ravel()
-                if not np.array_equal(np.ravel(theirs[key]), mine, equal_nan=True):
-                    raise UserCodeError(
-                        f"forward or backward of {self.name} changes params[{key!r}]; only the "
-                        f"update after them may"
-                    )
-        return dx
+        what = f"backward of {self.name}"
+        dx = self.watch.call(what, self.layer.backward, dout)
+        if dx is not None or not self.first:
+            dx = self.watch.returned(what, dx, self._shape)
+        for key, param in getattr(self, "params", {}).items():
+            own = np.ravel(self._dictionary("params")[key])
+            if not np.array_equal(own, self._turned(key, param).ravel(), equal_nan=True):
+                raise UserCodeError(
+                    f"forward or backward of {self.name} changes params[{key!r}]; only the "
+                    f"update after them may"
+                )
+        return dx  # type: ignore[no-any-return]
 
     @property
     def grads(self) -> dict[str, Array]:
         """The layer's gradients, in our shapes."""
         theirs, grads = self._dictionary("grads"), {}
         for key, param in self.params.items():
-            value, expected = theirs.get(key), self._theirs(key, param).shape
+            value, expected = theirs.get(key), self._turned(key, param).shape
             if value is None:
                 raise UserCodeError(
                     f"backward of {self.name} leaves no gradient in grads[{key!r}]; expected an "
                     f"array {expected}"
                 )
             what = f"backward of {self.name} puts into grads[{key!r}]"
-            self._check_array(value, what)
+            value = _floats(what, value)
             if _squeezed(value.shape, key) != _squeezed(expected, key):
                 raise UserCodeError(f"{what} an array of shape {value.shape}, expected {expected}")
-            value = value.T if self.transposed and key == "weight" else value
-            grads[key] = value.reshape(param.shape)
+            grads[key] = self._turned(key, value).reshape(param.shape)
         return grads
 
     def _dictionary(self, name: str) -> dict[str, Array]:
@@ -152,27 +153,9 @@ class WatchedLayer:
             )
         return value
 
-    def _theirs(self, key: str, param: Array) -> Array:
-        return param.T if self.transposed and key == "weight" else param
-
-    def _checked(self, method: str, argument: Array, shape: tuple[int, ...]) -> Array | None:
-        what = f"{method} of {self.name}"
-        if method == "forward":
-            self.watch.add(f"the input of {self.name}", argument)
-        result = self.watch.call(what, getattr(self.layer, method), argument)
-        if result is None and self.first and method == "backward":
-            return None
-        self._check_array(result, f"{what} returns")
-        if result.shape != shape:
-            raise UserCodeError(f"{what} returns shape {result.shape}, expected {shape}")
-        self.watch.add(f"what {what} returned", result)
-        array: Array = result
-        return array
-
-    @staticmethod
-    def _check_array(value: Any, what: str) -> None:
-        if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
-            raise UserCodeError(f"{what} {_kind(value)}, expected an array of floating point")
+    def _turned(self, key: str, array: Array) -> Array:
+        """Return an array of ours as theirs, or one of theirs as ours."""
+        return array.T if self.transposed and key == "weight" else array
 
 
 class WatchedLoss:
@@ -194,12 +177,7 @@ class WatchedLoss:
         """Return ∂L/∂x, (N, C)."""
         what = f"backward of {self.name}"
         dx = self.watch.call(what, self.loss.backward, x, self._targets(x, labels))
-        WatchedLayer._check_array(dx, f"{what} returns")
-        if dx.shape != x.shape:
-            raise UserCodeError(f"{what} returns shape {dx.shape}, expected {x.shape}")
-        self.watch.add(f"what {what} returned", dx)
-        array: Array = dx
-        return array
+        return self.watch.returned(what, dx, x.shape)
 
     def _targets(self, x: Array, labels: Array) -> Array:
         targets = encode(labels, x.shape[1], x.dtype) if self.one_hot else labels
@@ -216,6 +194,12 @@ def encode(labels: Array, n_classes: int, dtype: Any) -> Array:
 def _squeezed(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
     """Return a shape to be compared: a bias may be (out,), (1, out) or (out, 1)."""
     return shape if key == "weight" else tuple(size for size in shape if size != 1)
+
+
+def _floats(what: str, value: Any) -> Array:
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        raise UserCodeError(f"{what} {_kind(value)}, expected an array of floating point")
+    return value
 
 
 def _kind(value: Any) -> str:

@@ -18,7 +18,7 @@ from conftest import ROOT
 from planted_mistakes import CORRECT, MISTAKES
 from random_shapes import correct_classes, false_alarms
 
-from handgrad.checker import command as check_gradients
+from handgrad.checker import child, process
 from handgrad.checker.check import check
 from handgrad.checker.command import main
 from handgrad.checker.differences import Case, compare
@@ -26,6 +26,7 @@ from handgrad.checker.mistakes import diagnose
 from handgrad.checker.plan import check_class
 from handgrad.checker.probe import Given, Point, Sizes, draw
 from handgrad.checker.subject import Array, Session
+from handgrad.user_code import isolated
 
 PLANTED = Path(__file__).with_name("planted_mistakes.py")
 
@@ -324,16 +325,18 @@ def test_the_report_is_json_whatever_the_gradient_holds(
 def test_an_endless_loop_that_prints_fills_no_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_gradients, "_MOST_SAID", 2_000)
+    monkeypatch.setattr(isolated, "_MOST_SAID", 2_000)
     file = write(
         tmp_path,
         "import sys, time\nwhile True:\n    print('x' * 99, file=sys.stderr)\n    time.sleep(1e-4)",
     )
-    outcome = check_gradients.Outcome()
-    order = {"init": [], "shapes": [], "range": None, "tolerance": 1e-6, "path": file, "done": []}
-    check_gradients._one_process(order, tmp_path, 1.5, outcome)
-    assert outcome.results[0]["findings"][0]["diagnosis"] == "time-out"
-    assert (tmp_path / "stderr").stat().st_size < 50_000
+    order = {"init": "", "shapes": [], "range": None, "tolerance": 1e-6, "path": file, "done": []}
+    ending = isolated.run_isolated(child.main, order, 1.5, quiet=True)
+    assert ending.late and ending.events[-1]["class"] == "modules.py"
+    assert len(ending.said) < 50_000
+    (finding,) = process.check(Path(file), {**order, "names": []}, 1.5).results[0]["findings"]
+    assert finding["diagnosis"] == "time-out"
+    assert "It was at modules.py, line " in finding["explanation"]
 
 
 def test_the_process_of_a_users_code_ends_with_the_command(tmp_path: Path) -> None:
@@ -896,10 +899,11 @@ class Linear(torch.autograd.Function):
 
 def test_torch_is_not_imported_for_numpy() -> None:
     code = (
-        "import io, sys\nfrom handgrad.checker.child import main\n"
+        "import sys\nfrom types import SimpleNamespace\nfrom handgrad.checker.child import main\n"
         "order = dict(path='numpy_mlp/modules/softmax.py', names=[], init='', shapes=[],"
         "range=None, done=[], tolerance=1e-6)\n"
-        "main(order, io.StringIO())\nassert not {'torch', 'matplotlib'} & set(sys.modules)"
+        "main(order, SimpleNamespace(tell=lambda event, **about: None))\n"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PLANTED.parents[3])
 

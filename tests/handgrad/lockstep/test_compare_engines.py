@@ -8,17 +8,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from handgrad.lockstep import command as compare_engines
+from handgrad.lockstep import compare as comparing
 from handgrad.lockstep.engines import GraphEngine, Place
 from handgrad.lockstep.user_engine import UserEngine
-from handgrad.user_code import isolated as child
 from handgrad.user_code.blame import is_theirs
 from handgrad.user_code.importing import import_file
+from handgrad.user_code.isolated import Ending
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.modules import CrossEntropyModule, ReLUModule, SoftMaxCrossEntropyModule
@@ -136,17 +138,20 @@ def compare(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> Compare:
 def compare_here(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Compare:
     """The same without a process of its own, which takes longer to start than all the rest."""
 
-    class NoGuard:
-        def start(self) -> None: ...
+    def here(target: Callable[..., None], settings: Any, limit: float) -> Ending:
+        events: list[dict[str, Any]] = []
 
-        def running(self, what: str) -> None: ...
+        def tell(event: str, **about: Any) -> None:
+            events.append({"event": event, **about})
+
+        guard = SimpleNamespace(running=str, tell=tell)
+        target(settings, guard)
+        return Ending(events)
 
     monkeypatch.setattr(compare_engines.report, "_picture", lambda comparison: b"")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "modules", raising=False)
-    monkeypatch.setattr(
-        compare_engines, "run_guarded", lambda target, settings, *rest: target(settings, NoGuard())
-    )
+    monkeypatch.setattr(compare_engines, "run_isolated", here)
     return compare
 
 
@@ -422,14 +427,16 @@ def test_an_endless_loop_ends(compare: Compare) -> None:
 
 
 def test_what_does_not_end_is_named(tmp_path: Path) -> None:
-    path, notes = tmp_path / "modules.py", tmp_path / "notes"
+    path, trace = tmp_path / "modules.py", tmp_path / "trace"
     path.write_text(
         "import faulthandler\n\n\ndef backward(f):\n    faulthandler.dump_traceback(f)\n"
     )
-    with notes.open("w") as file:
-        print("backward of layers.3 (ReLUModule)\nTimeout (0:00:02)!", file=file, flush=True)
+    with trace.open("w") as file:
+        print("Timeout (0:00:02)!", file=file, flush=True)
         import_file(path).backward(file)
-    said = child._explain(notes, path, 2, 1)
+    running = "backward of layers.3 (ReLUModule)"
+    ending = Ending([], late=True, status=1, running=running, trace=trace.read_text())
+    said = compare_engines._unfinished(ending, path, 2)
     assert said.startswith("your modules.py, line 5, in backward of layers.3 (ReLUModule): did not")
     assert "within --time-limit 2 seconds" in said
 
@@ -560,7 +567,7 @@ def test_whose_file_it_is(tmp_path: Path) -> None:
 def test_out_is_looked_at_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compare_engines, "load_dataset", None)  # not so far
+    monkeypatch.setattr(comparing, "load_dataset", None)  # not so far
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert compare_engines.main(["--out", str(out)]) == 2
@@ -573,7 +580,7 @@ def test_ctrl_c_speaks_of_no_checkpoint(
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_engines, "load_dataset", interrupt)
+    monkeypatch.setattr(comparing, "load_dataset", interrupt)
     assert compare_engines.main(["--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
