@@ -14,13 +14,15 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from handgrad.checker.guesses import parse_arguments
 from handgrad.checker.process import Outcome, check
-from handgrad.checker.report import lines, passed
+from handgrad.checker.report import Report
 from handgrad.console import Parser, guarded
 from handgrad.errors import UserError
 
@@ -31,29 +33,33 @@ def _target(text: str) -> tuple[Path, list[str]]:
     """Return the path and the class names in TARGET."""
     if not text:
         raise UserError("TARGET is empty; give a .py file, file.py:ClassName, or a package")
-    path, names = text, ""
+    name, classes = text, ""
     head, colon, tail = text.rpartition(":")
-    if colon and all(name.isidentifier() for name in tail.split(",")):
-        path, names = head, tail
-    if not Path(path).exists() and all(part.isidentifier() for part in path.split(".")):
-        try:
-            spec = importlib.util.find_spec(path)
-        except ImportError:
-            spec = None
-        if spec is not None and spec.origin and Path(spec.origin).exists():
-            origin = Path(spec.origin)
-            return (origin.parent if origin.name == "__init__.py" else origin), _split(names)
-    if not Path(path).exists():
-        raise UserError(
-            f"{path} does not exist; TARGET is a .py file, file.py:ClassName, or a package"
-        )
-    if Path(path).is_file() and not path.endswith(".py"):
+    if colon and all(word.isidentifier() for word in tail.split(",")):
+        name, classes = head, tail
+    path = Path(name)
+    if not path.exists():
+        path = _package(name) or path
+    expected = "TARGET is a .py file, file.py:ClassName, or a package"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; {expected}")
+    if path.is_file() and path.suffix != ".py":
         raise UserError(f"{path} is no Python file; TARGET is a .py file, or a package")
-    return Path(path), _split(names)
+    return path, [word for word in classes.split(",") if word]
 
 
-def _split(names: str) -> list[str]:
-    return [name for name in names.split(",") if name]
+def _package(name: str) -> Path | None:
+    """Return where a package or module of a dotted name is, or None."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return None
+    try:
+        spec = importlib.util.find_spec(name)
+    except ImportError:
+        return None
+    if spec is None or not spec.origin or not Path(spec.origin).exists():
+        return None
+    origin = Path(spec.origin)
+    return origin.parent if origin.name == "__init__.py" else origin
 
 
 def _arguments(text: str) -> str:
@@ -71,38 +77,39 @@ def _shape(text: str) -> list[int]:
     parts = [part.strip() for part in text.strip("() ,").split(",")]
     if not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"--input-shape {text!r} is not a shape; expected the like of 5,4")
-    shape = [int(part) for part in parts]
-    size = 1
-    for length in shape:
-        size *= length
-    if size > _LARGEST:
+    return not_too_large([int(part) for part in parts], f"--input-shape {text}")
+
+
+def not_too_large(shape: list[int], says: str) -> list[int]:
+    """Return a shape whose entries can be looked at; UserError, which ``says`` begins, if not."""
+    if (size := math.prod(shape)) > _LARGEST:
         raise UserError(
-            f"--input-shape {text} has {size:,} entries, each of which costs four forward passes; "
-            f"take at most {_LARGEST:,}: a small input shows as much"
+            f"{says} has {size:,} entries, each of which costs four forward passes; take at most "
+            f"{_LARGEST:,}: a small input shows as much"
         )
     return shape
 
 
-def _range(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
+def limits(given: Any, says: str, like: str) -> tuple[float, float]:
+    """Return the lowest and the highest value of an input; UserError if they are none."""
     try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
+        low, high = map(float, given)
+    except (TypeError, ValueError):
         low, high = 1.0, 0.0
     if not -1e9 < low < high < 1e9:
-        raise UserError(f"--input-range {text!r} is not a range; expected the like of 0.1,0.9")
-    return [low, high]
+        raise UserError(f"{says} is not a range; expected the like of {like}")
+    return low, high
 
 
-def _number(option: str, text: str, most: float) -> float:
+def number(option: str, given: Any, most: float) -> float:
+    """Return a number above 0, up to ``most``; UserError if it is none."""
     try:
-        value = float(text)
-    except ValueError:
+        value = float(given)
+    except (TypeError, ValueError):
         value = -1.0
     if not 0 < value <= most:
         raise UserError(
-            f"{option} {text} is out of range; expected a number above 0, up to {most:g}"
+            f"{option} {given} is out of range; expected a number above 0, up to {most:g}"
         )
     return value
 
@@ -132,16 +139,28 @@ def _main(argv: Sequence[str] | None) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     arguments = parser.parse_args(_with_negative_ranges(sys.argv[1:] if argv is None else argv))
+    text = arguments.input_range
+    says = f"--input-range {text!r}"
     order = {
         "init": _arguments(arguments.init or ""),
         "shapes": [_shape(text) for text in arguments.input_shape],
-        "range": _range(arguments.input_range),
-        "tolerance": _number("--tolerance", arguments.tolerance, 1.0),
+        "range": None if text is None else limits(text.split(","), says, "0.1,0.9"),
+        "tolerance": number("--tolerance", arguments.tolerance, 1.0),
     }
-    time_limit = _number("--time-limit", arguments.time_limit, 86_400.0)
-    targets = [_target(text) for text in arguments.target]
-    whole = Outcome()
-    for path, names in targets:
+    time_limit = number("--time-limit", arguments.time_limit, 86_400.0)
+    report = check_targets(arguments.target, order, time_limit)
+    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    return 0 if report.passed else 1
+
+
+def check_targets(targets: Sequence[str], order: dict[str, Any], time_limit: float) -> Report:
+    """Check files, packages and classes in them, in processes of their own.
+
+    Raises:
+        UserError: one of them is not there, or holds nothing to check.
+    """
+    report = Report(order["tolerance"])
+    for path, names in [_target(text) for text in targets]:
         outcome = check(path, {**order, "names": names}, time_limit)
         if all(result["kind"] != "import" for result in outcome.results):
             for name in names:
@@ -151,19 +170,9 @@ def _main(argv: Sequence[str] | None) -> int:
                 raise UserError(
                     f"{path} holds nothing to check: no class with forward and backward"
                 )
-        whole.results += outcome.results
-        whole.skipped |= {} if names else outcome.skipped
-    if arguments.json:
-        report = {
-            "passed": passed(whole.results),
-            "tolerance": order["tolerance"],
-            "classes": whole.results,
-            "skipped": whole.skipped,
-        }
-        print(json.dumps(report, indent=2))
-    else:
-        print("\n".join(lines(whole.results, whole.skipped)))
-    return 0 if passed(whole.results) else 1
+        report.results += outcome.results
+        report.skipped |= {} if names else outcome.skipped
+    return report
 
 
 def _with_negative_ranges(argv: Sequence[str]) -> list[str]:

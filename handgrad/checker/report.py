@@ -5,40 +5,77 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-Result = Mapping[str, Any]
+from handgrad.checker.check import Finding
+
+_Result = Mapping[str, Any]
 
 
-def passed(results: Sequence[Result]) -> bool:
-    """Say whether everything was checked and nothing is wrong."""
-    return all(f["verdict"] == "ok" for result in results for f in result["findings"])
+@dataclass(repr=False)
+class Report:
+    """What was found of one class, or of several; printed, it is the text of ``check-gradients``.
 
-
-def lines(results: Sequence[Result], skipped: Mapping[str, str]) -> Iterator[str]:
-    """Yield the report, a line at a time.
-
-    Args:
-        results: of the classes, as :mod:`handgrad.checker.child` writes them.
+    Attributes:
+        tolerance: largest relative error that passes.
+        results: of the classes, as :mod:`handgrad.checker.child` tells of them.
         skipped: classes that were not looked at, and why.
+        single: whether it is about one class, by itself.
     """
+
+    tolerance: float
+    results: list[dict[str, Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    single: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was checked and nothing is wrong."""
+        return all(finding.passed for finding in self.findings)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found of each input and parameter, one class after another."""
+        found = [finding for result in self.results for finding in result["findings"]]
+        return [Finding(**f | {"where": f["where"] and tuple(f["where"])}) for f in found]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints; of one class by itself, its entry there."""
+        if self.single:
+            return self.results[0]
+        return {
+            "passed": self.passed,
+            "tolerance": self.tolerance,
+            "classes": self.results,
+            "skipped": self.skipped,
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self.results, self.skipped))
+
+    __repr__ = __str__  # what a notebook shows
+
+
+def _lines(results: Sequence[_Result], skipped: Mapping[str, str]) -> Iterator[str]:
     width = max(60, min(shutil.get_terminal_size((100, 24)).columns, 120))
     verdicts = [{f["verdict"] for f in result["findings"]} for result in results]
     named = list(zip([result["class"] for result in results], verdicts, strict=True))
     wrong = [name for name, verdict in named if "WRONG" in verdict]
-    unknown = [name for name, verdict in named if "NOT CHECKED" in verdict - {"WRONG"}]
-    unknown = [name for name in unknown if name not in wrong]
+    unknown = [name for name, verdict in named if "NOT CHECKED" in verdict and name not in wrong]
     several_files = len({result["file"] for result in results}) > 1
     for result in results:
         yield _title(result, several_files)
         names = max((len(f["variable"]) for f in result["findings"]), default=0)
         for finding in result["findings"]:
             yield from _finding(finding, max(names, 6), width)
-        for note in [*result["notes"], *_of_layers(result, wrong)]:
-            yield from textwrap.wrap(
-                f"note: {note}", width, initial_indent="  ", subsequent_indent="  "
-            )
+        notes = [*result["notes"]]
+        if any(f["verdict"] != "ok" for f in result["findings"]):  # what is to be mended first
+            bad = [layer for layer in result["layers"] if layer in wrong]
+            notes += [f"it is made of {layer}, which is wrong by itself" for layer in bad]
+        for note in notes:
+            yield from _wrapped(f"note: {note}", width, "  ")
     for name, why in skipped.items():
         yield f"{name}  not looked at; {why}"
     right = sum(verdict <= {"ok"} for verdict in verdicts)
@@ -50,15 +87,7 @@ def lines(results: Sequence[Result], skipped: Mapping[str, str]) -> Iterator[str
     )
 
 
-def _of_layers(result: Result, wrong: Sequence[str]) -> list[str]:
-    """Return what is to be mended before a network is."""
-    bad = [layer for layer in result["layers"] if layer in wrong]
-    if not bad or all(finding["verdict"] == "ok" for finding in result["findings"]):
-        return []
-    return [f"it is made of {name}, which is wrong by itself" for name in bad]
-
-
-def _title(result: Result, with_file: bool) -> str:
+def _title(result: _Result, with_file: bool) -> str:
     if result["kind"] == "import":
         return str(result["class"])
     settings = ", ".join(
@@ -69,7 +98,7 @@ def _title(result: Result, with_file: bool) -> str:
     return f"{result['class']}({settings})  [{result['kind']}]{file}"
 
 
-def _finding(finding: Mapping[str, Any], names: int, width: int) -> Iterator[str]:
+def _finding(finding: _Result, names: int, width: int) -> Iterator[str]:
     head = f"  {finding['variable']:<{names}}  {finding['verdict']:<5}"
     if finding["error"] is not None and finding["where"] is not None:
         where = "(" + ", ".join(map(str, finding["where"])) + ")"
@@ -82,5 +111,8 @@ def _finding(finding: Mapping[str, Any], names: int, width: int) -> Iterator[str
         text = f"{finding['diagnosis']}: {finding['explanation']}"
         if finding["point"]:
             text += f" [{finding['point']}]"
-        indent = " " * (names + 4)
-        yield from textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)
+        yield from _wrapped(text, width, " " * (names + 4))
+
+
+def _wrapped(text: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent)

@@ -21,10 +21,11 @@ import custom_modules.custom_layernorm
 import numpy_mlp.autograd.ops
 import numpy_mlp.mlp
 import numpy_mlp.modules
+from handgrad.checker.candidates import NoInputError
 from handgrad.checker.check import check
-from handgrad.checker.child import Found, find
-from handgrad.checker.diagnosis import diagnose
-from handgrad.checker.guesses import Given, NoInputError, Point, Sizes
+from handgrad.checker.kinds import Found, find
+from handgrad.checker.mistakes import diagnose
+from handgrad.checker.probe import Given, Point, Sizes
 
 _MODULES = [
     *(getattr(numpy_mlp.modules, name) for name in ("activations", "batchnorm", "dropout")),
@@ -55,7 +56,7 @@ def false_alarms(count: int, seed: int) -> tuple[list[str], Counter[str]]:
             *(int(n) for n in rng.integers(1, 7, 3)), *(int(n) for n in rng.integers(1, 3, 2))
         )
         try:
-            subjects = found.build(found.cls, Given(), Point(sizes, int(rng.integers(2))), rng)
+            subjects = found.subjects(Given(), Point(sizes, int(rng.integers(2))), rng)
         except NoInputError:
             if sizes.n > 1:
                 raise

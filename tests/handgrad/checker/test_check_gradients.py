@@ -19,11 +19,12 @@ from planted_mistakes import CORRECT, MISTAKES
 from random_shapes import correct_classes, false_alarms
 
 from handgrad.checker import child, process
-from handgrad.checker.check import Case, check, compare
-from handgrad.checker.child import check_class
+from handgrad.checker.check import check
 from handgrad.checker.command import main
-from handgrad.checker.diagnosis import diagnose
-from handgrad.checker.guesses import Given, Point, Sizes, draw
+from handgrad.checker.differences import Case, compare
+from handgrad.checker.mistakes import diagnose
+from handgrad.checker.plan import check_class
+from handgrad.checker.probe import Given, Point, Sizes, draw
 from handgrad.checker.subject import Array, Session
 from handgrad.user_code import isolated
 
@@ -147,7 +148,7 @@ def test_correct_layers_at_random_shapes() -> None:
 @pytest.mark.parametrize("found", correct_classes(), ids=lambda found: found.cls.__name__)
 def test_an_error_of_a_thousandth_is_found_in_everything_of_ours(found: Any) -> None:
     rng = np.random.default_rng(3)
-    (subject, *_) = found.build(found.cls, Given(), Point(Sizes(4, 3, 2)), rng)
+    (subject, *_) = found.subjects(Given(), Point(Sizes(4, 3, 2)), rng)
     begin = subject.start
 
     class Spoilt(Session):
@@ -183,11 +184,11 @@ def test_one_wrong_entry_is_enough(spoil: float) -> None:
 
 def test_a_kink_is_no_mistake() -> None:
     """At 0 the difference of a ReLU is 1/2, and at 2e-5 it is between 0 and 1."""
-    from handgrad.checker.child import find
+    from handgrad.checker.kinds import find
     from numpy_mlp.modules import activations
 
     (found, *_) = find([activations])[0]
-    (subject, *_) = found.build(found.cls, Given(), Point(Sizes(4, 3, 2)), np.random.default_rng(0))
+    (subject, *_) = found.subjects(Given(), Point(Sizes(4, 3, 2)), np.random.default_rng(0))
     subject.variables["x"][0, 0], subject.variables["x"][1, 1] = 2e-5, 0.0
     (finding,) = check(subject, np.random.default_rng(0), diagnose)
     assert finding.passed
@@ -909,7 +910,7 @@ def test_torch_is_not_imported_for_numpy() -> None:
 
 def test_every_size_of_a_variable_is_looked_at() -> None:
     """The same class passes at several points; the report keeps the worst."""
-    from handgrad.checker.child import find
+    from handgrad.checker.kinds import find
     from numpy_mlp.modules import linear
 
     ((found, *_), _) = find([linear])
