@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
 from collections.abc import Sequence
 
-from handgrad.console import guarded
+from handgrad.console import command
 from handgrad.errors import UserError
 from handgrad.version import __version__
 
@@ -62,7 +61,9 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _main(argv: Sequence[str]) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0 if argv else 2
@@ -78,8 +79,3 @@ def _main(argv: Sequence[str]) -> int:
     module, _, function = homes[name].partition(":")
     status: int = getattr(importlib.import_module(module), function)(argv[1:])
     return status
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand and return its exit status."""
-    return guarded(lambda: _main(sys.argv[1:] if argv is None else argv))

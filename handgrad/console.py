@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -55,6 +56,16 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {match[1]}{hint}"
         message = message.replace("unrecognized arguments:", "unexpected argument:")
         raise UserError(message.removeprefix("argument "))
+
+
+def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:
+    """Make ``main(argv)`` a command: by default of ``sys.argv``, and :func:`guarded`."""
+
+    @functools.wraps(main)
+    def guarded_main(argv: Sequence[str] | None = None) -> int:
+        return guarded(lambda: main(sys.argv[1:] if argv is None else argv))
+
+    return guarded_main
 
 
 def guarded(main: Callable[[], int]) -> int:

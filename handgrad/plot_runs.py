@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from handgrad.backends.registry import NETWORKS
-from handgrad.console import Parser, guarded, printable
+from handgrad.console import Parser, command, printable
 from handgrad.errors import DataError, UserError
 from handgrad.pictures.curves import SPLITS
 from handgrad.runs.record import find_runs, read_run
@@ -24,7 +24,7 @@ _DEFAULTS = {
 }
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="plot-runs", description=__doc__, allow_abbrev=False)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or one with runs below"
@@ -54,7 +54,9 @@ def _check_out(out: Path) -> None:
         raise UserError(f"--out {out}: the folder {out.parent} does not exist; make it first")
 
 
-def _main(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
     arguments = _parse(argv)
     _check_out(arguments.out)
     # Only now: Matplotlib takes a while to import.
@@ -83,12 +85,3 @@ def _main(argv: Sequence[str] | None) -> int:
     plot_groups(arguments.out, groups, split, _OVER[arguments.over])
     print(printable(f"{split} curves: {arguments.out}"))
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return guarded(lambda: _main(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

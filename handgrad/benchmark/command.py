@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from handgrad.benchmark import norms, steps
 from handgrad.benchmark import whole_commands as runs
 from handgrad.benchmark.report import Report
-from handgrad.console import Parser, guarded
+from handgrad.console import Parser, command
 from handgrad.errors import UserError
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], Report]] = {
@@ -30,7 +29,9 @@ def _positive(option: str, text: str) -> int:
     return int(text)
 
 
-def _main(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
     subjects = "\n".join(f"  {name:<8} {(f.__doc__ or '')}" for name, f in _COMMANDS.items())
     parser = Parser(
         prog="handgrad benchmark",
@@ -53,12 +54,3 @@ def _main(argv: Sequence[str] | None) -> int:
     report.write(arguments.out)
     print(f"written to {arguments.out / report.name}.json and .png")
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return guarded(lambda: _main(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

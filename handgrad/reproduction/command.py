@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from handgrad.console import Parser, guarded
+from handgrad.console import Parser, command
 from handgrad.errors import UserError
 from handgrad.files import locked
 from handgrad.reproduction.reproduce import chosen, reproduce
@@ -17,7 +16,7 @@ from handgrad.reproduction.rows import SECTIONS
 _LARGEST_SEED = 10**9  # as of the training commands
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="handgrad reproduce",
         description=__doc__,
@@ -65,7 +64,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _main(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
     arguments = _parse(argv)
     if arguments.list:
         for section in SECTIONS:
@@ -85,12 +86,3 @@ def _main(argv: Sequence[str] | None) -> int:
                 "another place with --runs"
             ) from None
         return reproduce(arguments)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return guarded(lambda: _main(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
