@@ -66,7 +66,8 @@ def _lines(results: Sequence[_Result], skipped: Mapping[str, str]) -> Iterator[s
     unknown = [name for name, verdict in named if "NOT CHECKED" in verdict and name not in wrong]
     several_files = len({result["file"] for result in results}) > 1
     for result in results:
-        yield _title(result, several_files)
+        title = _title(result, several_files)
+        yield from textwrap.wrap(title, width, subsequent_indent="    ")
         names = max((len(f["variable"]) for f in result["findings"]), default=0)
         for finding in result["findings"]:
             yield from _finding(finding, max(names, 6), width)
@@ -80,11 +81,12 @@ def _lines(results: Sequence[_Result], skipped: Mapping[str, str]) -> Iterator[s
         yield f"{name}  not looked at; {why}"
     right = sum(verdict <= {"ok"} for verdict in verdicts)
     yield ""
-    yield f"{right} of {len(results)} right" + "".join(
+    total = f"{right} of {len(results)} right" + "".join(
         f"; {label}: {', '.join(names)}"
         for label, names in (("wrong", wrong), ("not checked", unknown))
         if names
     )
+    yield from textwrap.wrap(total, width, subsequent_indent="  ")
 
 
 def _title(result: _Result, with_file: bool) -> str:
@@ -102,10 +104,13 @@ def _finding(finding: _Result, names: int, width: int) -> Iterator[str]:
     head = f"  {finding['variable']:<{names}}  {finding['verdict']:<5}"
     if finding["error"] is not None and finding["where"] is not None:
         where = "(" + ", ".join(map(str, finding["where"])) + ")"
-        head += (
-            f"  worst relative error {finding['error']:.1e} at {where}: "
-            f"backward {finding['analytic']:.8g}, numerical {finding['numerical']:.8g}"
-        )
+        head += f"  worst relative error {finding['error']:.1e} at {where}:"
+        values = f"backward {finding['analytic']:.8g}, numerical {finding['numerical']:.8g}"
+        if len(head) + 1 + len(values) <= width:
+            head += f" {values}"
+        else:
+            yield head
+            head = " " * (names + 11) + values
     yield head.rstrip()
     if finding["diagnosis"]:
         text = f"{finding['diagnosis']}: {finding['explanation']}"
