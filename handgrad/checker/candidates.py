@@ -291,14 +291,7 @@ class FunctionKind(Kind):
     def tried(
         self, names: Sequence[str], others: Sequence[Parameter], most: int, repeats: bool = False
     ) -> Iterator[tuple[str, Shapes, dict[str, Array], dict[str, Any]]]:
-        """Yield layouts, shapes, inputs and constants.
-
-        Args:
-            names: of the inputs.
-            others: the arguments that are none.
-            most: shapes to try.
-            repeats: whether a dimension is one to be repeated.
-        """
+        """Yield layouts, shapes, inputs ``names``, and constants for the ``others``."""
         for shapes in itertools.islice(self._shapes(names, repeats), most):
             for values in self._constants(others, shapes):
                 for domain in self.probe.domains:
