@@ -342,6 +342,7 @@ class FunctionKind(Kind):
             return varied(p.name, p.default, point.vary) if point.vary else p.default
         if key in NAMES["index"]:
             return self.probe.rng.integers(0, x[-1], x[0])
-        if key in NAMES["one"] | NAMES["mode"] or key in NUMBERS:
+        known = {"shape": x[::-1], "repeats": 4, "times": 4, "dim": 1, "axis": 1}
+        if key not in known and key in {*NAMES["one"], *NAMES["mode"], *NUMBERS}:
             return guess_argument(p, point.sizes, 1)
-        return {"shape": x[::-1], "repeats": 4, "times": 4}.get(key, 1.3)
+        return known.get(key, 1.3)
