@@ -291,14 +291,7 @@ class FunctionKind(Kind):
     def tried(
         self, names: Sequence[str], others: Sequence[Parameter], most: int, repeats: bool = False
     ) -> Iterator[tuple[str, Shapes, dict[str, Array], dict[str, Any]]]:
-        """Yield layouts, shapes, inputs and constants.
-
-        Args:
-            names: of the inputs.
-            others: the arguments that are none.
-            most: shapes to try.
-            repeats: whether a dimension is one to be repeated.
-        """
+        """Yield layouts, shapes, inputs ``names``, and constants for the ``others``."""
         for shapes in itertools.islice(self._shapes(names, repeats), most):
             for values in self._constants(others, shapes):
                 for domain in self.probe.domains:
@@ -349,6 +342,7 @@ class FunctionKind(Kind):
             return varied(p.name, p.default, point.vary) if point.vary else p.default
         if key in NAMES["index"]:
             return self.probe.rng.integers(0, x[-1], x[0])
-        if key in NAMES["one"] | NAMES["mode"] or key in NUMBERS:
+        known = {"shape": x[::-1], "repeats": 4, "times": 4, "dim": 1, "axis": 1}
+        if key not in known and key in {*NAMES["one"], *NAMES["mode"], *NUMBERS}:
             return guess_argument(p, point.sizes, 1)
-        return {"shape": x[::-1], "repeats": 4, "times": 4}.get(key, 1.3)
+        return known.get(key, 1.3)

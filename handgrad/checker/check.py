@@ -120,16 +120,8 @@ def _rounds(case: Case) -> bool:
     if all(np.array_equal(single[name], x) for name, x in inputs.items()):
         return False
     close = {name: x * (1 + 1e-4) for name, x in inputs.items()}
-    same, other = (
-        all(
-            map(
-                np.array_equal,
-                case.outputs,
-                case.subject.evaluate({**case.variables, **at}, case.warm),
-            )
-        )
-        for at in (single, close)
-    )
+    moved = [case.subject.evaluate({**case.variables, **at}, case.warm) for at in (single, close)]
+    same, other = (all(map(np.array_equal, case.outputs, outputs)) for outputs in moved)
     return same and not other
 
 

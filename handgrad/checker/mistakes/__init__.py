@@ -60,14 +60,7 @@ _WRONG: _Questions = (
 
 
 def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[str, str]:
-    """Return the name of a mistake and a sentence about it.
-
-    Args:
-        case: where the gradient is wrong.
-        name: of the variable.
-        analytic: what ``backward`` gave.
-        numerical: what it should have been.
-    """
+    """Return the name of a mistake, and a sentence, for a gradient that is wrong there."""
     look = Look(case, name, analytic, numerical)
     if np.isnan(numerical).any():  # too many entries to look at all of them
         return factors.of_some(look)
