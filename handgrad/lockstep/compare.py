@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -177,22 +178,19 @@ def _makers(settings: CompareSettings, dataset: Dataset) -> dict[str, MakeEngine
     def graph() -> Engine:
         return GraphEngine(build_learner(dataclasses.replace(settings, engine="graph"), dataset))
 
-    def pytorch() -> Engine:
-        from handgrad.lockstep.torch_engine import make_torch_engine
-
-        return make_torch_engine(settings, dataset)
-
     makers: dict[str, MakeEngine] = {
         "modules": lambda: ModulesEngine(build_learner(settings, dataset)),
         "graph": graph,
-        "pytorch": pytorch,
     }
     if "pytorch" in settings.engines:
         try:
             requires_torch()
         except UserError as error:
             print(f"pytorch is left out: {error}")
-            del makers["pytorch"]
+        else:
+            from handgrad.lockstep.torch_engine import make_torch_engine
+
+            makers["pytorch"] = functools.partial(make_torch_engine, settings, dataset)
     return {name: makers[name] for name in settings.engines if name in makers}
 
 
