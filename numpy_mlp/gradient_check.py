@@ -116,6 +116,19 @@ class GradientReport:
         return "\n".join(str(error) for error in self.errors)
 
 
+def relative_errors(analytic: Array, numerical: Array, floor: float) -> Array:
+    """Return the error of each entry a of ``analytic``, beside its n of ``numerical``.
+
+    It is relative to the entry, the larger of |a| and |n|. For an entry that is small beside the
+    whole gradient it is relative to a thousandth of the largest; and never to less than ``floor``,
+    since rounding (about 1e-11 at h = 1e-5) is all that a difference shows of an exact zero.
+    """
+    least = 1e-3 * np.abs(numerical).max(initial=0.0) + floor
+    scale = np.maximum(np.maximum(np.abs(analytic), np.abs(numerical)), least)
+    errors: Array = np.abs(analytic - numerical) / scale
+    return errors
+
+
 def compare_gradients(
     name: str,
     analytic: Array,
@@ -123,19 +136,14 @@ def compare_gradients(
     tolerance: float = 1e-6,
     floor: float = 1e-4,
 ) -> GradientError:
-    """Compare two gradients and report the worst entry.
+    """Compare two gradients by :func:`relative_errors` and report the worst entry.
 
-    The error is relative to the entry. For an entry that is small beside the whole gradient it is
-    relative to a thousandth of the largest; and never to less than ``floor``, since rounding (about
-    1e-11 at h = 1e-5) is all that a difference shows of an exact zero. Gradients that are tiny
-    throughout need a smaller floor.
+    Gradients that are tiny throughout need a smaller ``floor``.
     """
     assert analytic.shape == numerical.shape, (
         f"gradient of {name} has shape {analytic.shape}, expected {numerical.shape}"
     )
-    least = 1e-3 * np.abs(numerical).max(initial=0.0) + floor
-    scale = np.maximum(np.maximum(np.abs(analytic), np.abs(numerical)), least)
-    relative = np.abs(analytic - numerical) / scale
+    relative = relative_errors(analytic, numerical, floor)
     # A NaN wins argmax, and fails.
     index = np.unravel_index(int(relative.argmax()), relative.shape) if relative.size else ()
     return GradientError(

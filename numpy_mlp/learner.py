@@ -79,16 +79,18 @@ class NumpyLearner:
 
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""
-        self.model.eval()
-        with self.workspace.lent_to(self.model.modules()):
-            logits = self.model.logits(images)
-            return self.loss.forward(logits, labels), logits.argmax(axis=1)
+        logits = self._eval_logits(images)
+        return self.loss.forward(logits, labels), logits.argmax(axis=1)
 
     def probabilities(self, images: Array) -> Array:
         """Return the probabilities of the classes, (N, K), for a batch."""
+        return softmax(self._eval_logits(images))
+
+    def _eval_logits(self, images: Array) -> Array:
+        """Return the logits in evaluation mode, which hold until the next step."""
         self.model.eval()
         with self.workspace.lent_to(self.model.modules()):
-            return softmax(self.model.logits(images))
+            return self.model.logits(images)
 
     def weights(self) -> dict[str, Array]:
         """Return what a user of the trained model needs, by name: the live arrays, no copies."""

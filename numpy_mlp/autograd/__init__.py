@@ -26,25 +26,7 @@ from numpy_mlp.autograd.modules import MLP, Linear
 from numpy_mlp.autograd.ops import *  # noqa: F403
 
 __all__ = [
-    *ops.__all__,
-    "MLP",
-    "ClearedGraphError",
-    "Linear",
-    "Module",
-    "Op",
-    "OpNode",
-    "TensorNode",
-    "celoss",
-    "elu",
-    "graph",
-    "leaky_relu",
-    "load_mnist",
-    "load_synth",
-    "logceloss",
-    "logsoftmax",
-    "no_grad",
-    "relu",
-    "sigmoid",
-    "softmax",
-    "tanh",
-]
+    *ops.__all__, "MLP", "ClearedGraphError", "Linear", "Module", "Op", "OpNode", "TensorNode",
+    "celoss", "elu", "graph", "leaky_relu", "load_mnist", "load_synth", "logceloss", "logsoftmax",
+    "no_grad", "relu", "sigmoid", "softmax", "tanh",
+]  # fmt: skip

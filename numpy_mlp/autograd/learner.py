@@ -23,7 +23,6 @@ from numpy_mlp.modules import (
     Module,
     SoftMaxModule,
 )
-from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]
@@ -73,19 +72,10 @@ class GraphLearner(NumpyLearner):
         self.optimizer.step(grads)
         return float(loss.value), int((logits.value.argmax(axis=1) == labels).sum())
 
-    def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
-        """Return the mean loss of a batch and the predicted classes (N,)."""
+    def _eval_logits(self, images: Array) -> Array:
         self.model.eval()
         with no_grad():
-            logits = self._logits(images)
-            loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
-        return float(loss.value), logits.value.argmax(axis=1)
-
-    def probabilities(self, images: Array) -> Array:
-        """Return the probabilities of the classes, (N, K), for a batch."""
-        self.model.eval()
-        with no_grad():
-            return softmax(self._logits(images).value)
+            return self._logits(images).value
 
     def _logits(self, images: Array) -> TensorNode:
         x = TensorNode(images, name="images", requires_grad=False)
