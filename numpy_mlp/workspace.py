@@ -56,7 +56,9 @@ class Workspace:
 
     def pin(self, values: Iterable[object]) -> None:
         """Keep the arrays among ``values`` from being overwritten in this step."""
-        self._pinned.update(id(v.base) for v in values if isinstance(v, np.ndarray))
+        for value in values:  # a loop: a generator costs more than what it is for, at every layer
+            if isinstance(value, np.ndarray):
+                self._pinned.add(id(value.base))
 
     def may_overwrite(self, array: Array) -> bool:
         """Say whether ``array`` is one of the workspace's, and nobody reads it any more."""

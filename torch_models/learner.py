@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -323,31 +324,23 @@ def watch(model: nn.Module) -> list[Any]:
         Handles whose ``remove()`` ends it.
     """
 
-    def forward_hook(name: str) -> Any:
-        def check_output(module: nn.Module, args: Any, output: Any) -> None:
-            if module.training:
-                _check_finite(output, f"the output of {name}")
+    def check_output(what: str, module: nn.Module, args: Any, output: Any) -> None:
+        if module.training:
+            _check_finite(output, what)
 
-        return check_output
+    def watch_input(what: str, module: nn.Module, args: Any) -> None:
+        for x in args:
+            if isinstance(x, Tensor) and x.requires_grad:
+                x.register_hook(partial(_check_finite, what=what))  # type: ignore[no-untyped-call]
 
-    def backward_hook(name: str) -> Any:
-        what = f"the gradient that reaches the input of {name}"
-
-        def watch_input(module: nn.Module, args: Any) -> None:
-            for x in args:
-                if isinstance(x, Tensor) and x.requires_grad:
-                    x.register_hook(  # type: ignore[no-untyped-call]
-                        lambda grad: _check_finite(grad, what)
-                    )
-
-        return watch_input
-
-    handles = []
+    handles: list[Any] = []
     for name, module in model.named_modules():
         full_name = f"{name} ({type(module).__name__})" if name else "the network"
-        handles.append(module.register_forward_hook(forward_hook(full_name)))
+        hook = partial(check_output, f"the output of {full_name}")
+        handles.append(module.register_forward_hook(hook))
         if next(module.children(), None) is None:
-            handles.append(module.register_forward_pre_hook(backward_hook(full_name)))
+            hook = partial(watch_input, f"the gradient that reaches the input of {full_name}")
+            handles.append(module.register_forward_pre_hook(hook))
     return handles
 
 

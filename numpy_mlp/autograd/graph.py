@@ -85,15 +85,12 @@ def _picture(labels: dict[int, tuple[str, bool]], edges: list[tuple[int, int]], 
     from matplotlib.figure import Figure  # the rest of this package needs NumPy only
 
     places = _places(labels, edges)
-    width = max(x for x, _ in places.values()) - min(x for x, _ in places.values())
-    height = max(y for _, y in places.values())
-    figure = Figure(figsize=(1.5 * width + 2, 0.8 * height + 1.2))
+    xs, ys = zip(*places.values(), strict=True)
+    figure = Figure(figsize=(1.5 * (max(xs) - min(xs)) + 2, 0.8 * max(ys) + 1.2))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
-    axes.set_xlim(
-        min(x for x, _ in places.values()) - 0.7, max(x for x, _ in places.values()) + 0.7
-    )
-    axes.set_ylim(-0.7, height + 0.7)
+    axes.set_xlim(min(xs) - 0.7, max(xs) + 0.7)
+    axes.set_ylim(-0.7, max(ys) + 0.7)
     texts: dict[int, Any] = {}
     for key, (text, is_op) in labels.items():
         box = {
