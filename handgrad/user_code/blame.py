@@ -11,7 +11,8 @@ from typing import Any
 
 from handgrad.errors import UserError
 
-_OURS = ("numpy_mlp", "custom_modules", "torch_models", "handgrad")
+PROJECT = Path(__file__).parents[2]
+OURS = ("numpy_mlp", "custom_modules", "torch_models", "handgrad")
 
 
 class UserCodeError(Exception):
@@ -62,8 +63,7 @@ def is_theirs(file: str, path: Path) -> bool:
         return True
     if any(part in ("site-packages", "dist-packages") for part in Path(file).parts):
         return False
-    project = Path(__file__).parents[2]
-    others = [project / name for name in _OURS]
+    others = [PROJECT / name for name in OURS]
     others += [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")]
     resolved = Path(file).resolve()
     if any(resolved.is_relative_to(folder.resolve()) for folder in others):

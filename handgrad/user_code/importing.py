@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from handgrad.errors import UserError
+from handgrad.user_code.blame import OURS, PROJECT
 
 
 def python_files(path: Path) -> list[Path]:
@@ -62,10 +63,9 @@ def import_file(file: Path) -> ModuleType:
 
 def _make_way(root: Path) -> None:
     """Forget those of our own packages whose names the files beside the user's have as well."""
-    ours = Path(__file__).parents[2]
-    if root == ours:
+    if root == PROJECT:
         return
-    for name in ("numpy_mlp", "custom_modules", "torch_models", "handgrad"):
+    for name in OURS:
         if (root / name).is_dir() or (root / f"{name}.py").exists():
             for loaded in [m for m in sys.modules if m.partition(".")[0] == name]:
                 del sys.modules[loaded]

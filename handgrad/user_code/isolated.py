@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handgrad.user_code.blame import is_theirs
+from handgrad.user_code.blame import PROJECT, is_theirs
 
-_ROOT = Path(__file__).parents[2]
 _MOST_SAID = 2**20  # bytes of standard error that are kept
 _GRACE = 5.0  # seconds in which a process that is late may end by itself, and say where it was
 
@@ -109,7 +108,7 @@ def run_isolated(
         files = [folder / file for file in ("events", "running", "trace", "stderr")]
         for file in files:
             file.touch()
-        code = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from {__name__} import serve; "
+        code = f"import sys; sys.path.insert(0, {str(PROJECT)!r}); from {__name__} import serve; "
         code += f"serve({name!r}, {limit}, {os.getpid()})"
         with files[-1].open("ab") as stderr:  # at the end, wherever that is
             child = subprocess.Popen(
