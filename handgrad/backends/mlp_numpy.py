@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from handgrad.backends.common import check_last_batch
+from handgrad.backends.common import build_schedule, check_last_batch
 from handgrad.data import Dataset
 from handgrad.environment import cost_of_held_blas
 from handgrad.errors import UserError
@@ -22,7 +22,7 @@ from numpy_mlp import MLP
 from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import ACTIVATIONS
-from numpy_mlp.optim import SGD, AdamW, Optimizer
+from numpy_mlp.optim import SGD, AdamW, Optimizer, Schedule
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,10 @@ class NumpyMLPBackend(Backend[NumpyMLPSettings]):
     def build(self, settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
         """Return the network and its optimizer."""
         return build_learner(settings, dataset)
+
+    def schedule(self, settings: NumpyMLPSettings, total_steps: int) -> Schedule:
+        """Return the learning rate of each step."""
+        return build_schedule(settings, total_steps)
 
     def load(
         self,

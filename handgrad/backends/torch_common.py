@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
+from handgrad.backends.common import build_schedule
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.console import requires_torchvision
 from handgrad.data import BatchLoader, Dataset
@@ -22,6 +23,7 @@ from handgrad.errors import UserError
 from handgrad.runs.backend import Backend
 from handgrad.seeding import generator
 from handgrad.training.learner import Loader
+from numpy_mlp.optim import Schedule
 from torch_models.device import choose_device, choose_precision
 from torch_models.device_loader import DeviceLoader
 from torch_models.distributed import LostProcessError, ProcessTeam, launched_by_torchrun
@@ -153,6 +155,10 @@ class TorchBackend(Backend[TorchSettingsT]):
             team=self._processes,
             detect_anomaly=settings.detect_anomaly,
         )
+
+    def schedule(self, settings: TorchSettingsT, total_steps: int) -> Schedule:
+        """Return the learning rate of each step."""
+        return build_schedule(settings, total_steps)
 
     def adapt(self, settings: TorchSettingsT, loader: BatchLoader) -> Loader:
         """Return a loader on the GPU, if that is where training is."""

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from handgrad.backends.common import build_schedule
 from handgrad.backends.mlp_numpy import NumpyMLPSettings, build_learner, build_mlp
 from handgrad.console import guarded, requires_torch
 from handgrad.data import BatchLoader, Dataset, load_dataset
@@ -25,7 +26,6 @@ from handgrad.lockstep.cause import find_cause
 from handgrad.lockstep.comparison import Comparison, Contestant
 from handgrad.lockstep.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
 from handgrad.lockstep.user_engine import UserEngine, load_classes, parts_the_loss
-from handgrad.runs.backend import build_schedule
 from handgrad.runs.declare import setting
 from handgrad.runs.folder import data_folder
 from handgrad.user_code.blame import UserCodeError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic
 
@@ -11,26 +11,9 @@ from numpy.typing import NDArray
 
 from handgrad.data import BatchLoader, Dataset
 from handgrad.data.augment import Augmentation, compose
-from handgrad.errors import UserError
-from handgrad.runs.settings import SettingsT, TrainSettings
+from handgrad.runs.settings import SettingsT
 from handgrad.training.learner import Learner, Loader
 from handgrad.training.team import Alone, Team
-from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
-
-
-def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
-    """Return the learning rate of each step."""
-    lr, warmup_steps = settings.lr, settings.warmup_steps
-    if warmup_steps > total_steps:
-        raise UserError(f"--warmup-steps {warmup_steps} exceeds the {total_steps} steps of the run")
-    if settings.schedule == "cosine":
-        return cosine_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
-    if settings.schedule == "step":
-        step_size = settings.step_size or max(1, total_steps // 3)
-        return step_schedule(
-            lr, step_size=step_size, gamma=settings.gamma, warmup_steps=warmup_steps
-        )
-    return constant_schedule(lr, warmup_steps=warmup_steps)
 
 
 class Backend(Generic[SettingsT]):
@@ -58,6 +41,10 @@ class Backend(Generic[SettingsT]):
 
     def build(self, settings: SettingsT, dataset: Dataset) -> Learner:
         """Return the learner for the settings and the dataset."""
+        raise NotImplementedError
+
+    def schedule(self, settings: SettingsT, total_steps: int) -> Callable[[int], float]:
+        """Return the learning rate of each step, counted from 0."""
         raise NotImplementedError
 
     def adapt(self, settings: SettingsT, loader: BatchLoader) -> Loader:

@@ -20,7 +20,7 @@ from handgrad.data.preprocess import fit_preprocessing
 from handgrad.environment import describe_environment
 from handgrad.errors import DataError, StoppedError, UserError
 from handgrad.files import locked, write_atomically
-from handgrad.runs.backend import Backend, build_schedule
+from handgrad.runs.backend import Backend
 from handgrad.runs.command_line import Command
 from handgrad.runs.folder import (
     CHECKPOINT,
@@ -194,7 +194,7 @@ class Run(Generic[SettingsT]):
         total_steps = settings.max_steps or (settings.epochs or 1) * len(train_loader)
         with memory_for("the network and its optimizer"):
             learner = self.backend.build(settings, self.dataset)
-        schedule = build_schedule(settings, total_steps)
+        schedule = self.backend.schedule(settings, total_steps)
         self.fingerprint = self.dataset.fingerprint()
         folder = self.command.resume
         if folder is None:

@@ -22,10 +22,10 @@ from matplotlib.image import imread
 
 from handgrad import load_run
 from handgrad.backends.command import train_mlp_numpy as main
+from handgrad.backends.common import build_schedule
 from handgrad.backends.mlp_numpy import NumpyMLPSettings, build_learner
 from handgrad.data import load_dataset
 from handgrad.errors import UserError
-from handgrad.runs.backend import build_schedule
 from handgrad.training.checkpoint import Checkpoint, load_arrays
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import COLUMNS, read_metrics

@@ -148,7 +148,7 @@ def compare_here(compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Compare:
         target(settings, guard)
         return Ending(events)
 
-    monkeypatch.setattr(compare_engines.report, "_picture", lambda comparison: b"")
+    monkeypatch.setattr(compare_engines.report, "_draw", lambda path, comparison: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "modules", raising=False)
     monkeypatch.setattr(compare_engines, "run_isolated", here)
