@@ -62,7 +62,7 @@ def check_gradients(
     shapes, tolerance = _shapes(input_shape), number("tolerance", tolerance, 1.0)
     low_high = None
     if input_range is not None:
-        low_high = limits(input_range, f"input_range {input_range!r:.80}", "(0.1, 0.9)")
+        low_high = limits(input_range, f"input_range {_brief(input_range)}", "(0.1, 0.9)")
     if isinstance(target, str | Path):
         order = {
             "init": _as_text(args, kwargs),
@@ -92,15 +92,15 @@ def _found(target: Any) -> tuple[Found, Any]:
         raise UserError(f"{cls.__name__} cannot be checked: {found}")
     if found is None:
         raise UserError(
-            f"{target!r:.80} has no forward and backward; expected a class or an object that has, "
-            f"a .py file, file.py:ClassName, or a package"
+            f"{_brief(target)} has no forward and backward; expected a class or an object that "
+            f"has, a .py file, file.py:ClassName, or a package"
         )
     if target is cls or not found.kind.endswith("module"):  # the passes of others are static
         return found, None
     try:
         copy.deepcopy(target)
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
             f"this {cls.__name__} cannot be copied ({text}); give its class, and init"
         ) from error
@@ -116,9 +116,13 @@ def _arguments(init: Any) -> Arguments:
         if isinstance(init, str):
             return parse_arguments(init)
     raise UserError(
-        f"init {init!r:.80} is no arguments of a constructor; expected a tuple such as (4, 3), a "
-        f"dictionary such as {{'alpha': 0.5}}, or text such as '4, 3, alpha=0.5'"
+        f"init {_brief(init)} is no arguments of a constructor; expected a tuple such as (4, 3), "
+        f"a dictionary such as {{'alpha': 0.5}}, or text such as '4, 3, alpha=0.5'"
     )
+
+
+def _brief(value: Any) -> str:
+    return " ".join(repr(value).split())[:80]
 
 
 def _as_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -128,8 +132,8 @@ def _as_text(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         parse_arguments(text)
     except ValueError:
         raise UserError(
-            f"init {text:.80} holds more than plain values, which a file's classes cannot be "
-            f"given; give the class itself"
+            f"init {' '.join(text.split()):.80} holds more than plain values, which a file's "
+            f"classes cannot be given; give the class itself"
         ) from None
     return text
 
@@ -144,7 +148,7 @@ def _shapes(given: Any) -> list[list[int]]:
         shapes = []
     if not shapes or not all(shape and min(shape) > 0 for shape in shapes):
         text = "is not a shape; expected the like of (5, 4), or of [(5, 4), (5, 3)]"
-        raise UserError(f"input_shape {given!r:.80} {text}")
+        raise UserError(f"input_shape {_brief(given)} {text}")
     return [not_too_large(shape, f"input_shape {tuple(shape)}") for shape in shapes]
 
 

@@ -77,8 +77,8 @@ class ArraySession(Session):
         self.given = {name: variables[name].copy() for name in self.inputs}
         reseed()
         outputs = _as_outputs(self._forward(), f"{self.name}.forward")
-        self._watch("input", "forward", self.given, variables)
-        self._watch("parameter", "forward", self._parameters(), variables)
+        self._watch("input-modified", "forward", self.given, variables)
+        self._watch("parameter-modified", "forward", self._parameters(), variables)
         return outputs
 
     def backward(self, douts: tuple[Array, ...]) -> Gradients:
@@ -88,9 +88,9 @@ class ArraySession(Session):
         parameters = {name: array.copy() for name, array in self._parameters().items()}
         given = {name: array.copy() for name, array in self.given.items()}
         result = self._backward(*upstream.values())
-        self._watch("upstream", "backward", upstream, before)
-        self._watch("parameter", "backward", self._parameters(), parameters)
-        self._watch("input", "backward", self.given, given)
+        self._watch("upstream-modified", "backward", upstream, before)
+        self._watch("parameter-modified", "backward", self._parameters(), parameters)
+        self._watch("input-modified", "backward", self.given, given)
         return self._gradients(result)
 
     def _parameters(self) -> dict[str, Array]:
@@ -108,10 +108,10 @@ class ArraySession(Session):
         """Return the gradients, given what backward returned."""
         raise NotImplementedError
 
-    def _watch(self, what: str, who: str, now: Variables, before: Variables) -> None:
+    def _watch(self, kind: str, who: str, now: Variables, before: Variables) -> None:
         for name, array in now.items():
             if not np.array_equal(np.asarray(array), before[name], equal_nan=True):
-                self.modified.append((f"{what}-modified", f"{who} modified {name} in place"))
+                self.modified.append((kind, f"{who} modified {name} in place"))
 
 
 def _as_outputs(result: Any, who: str) -> tuple[Array, ...]:

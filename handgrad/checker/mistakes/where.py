@@ -27,13 +27,12 @@ def threshold(look: Look) -> Rows:
             values[f"{look.name} - target"] = look.x - target
         for v, x in values.items():
             low, high = x[good].min(), x[good].max()
-            for side, sign, below, above in (
-                ("negative below", "<", x[bad].max(), low),
-                ("positive above", ">", high, x[bad].min()),
+            for of_sign, of_value, sign, below, above in (
+                ("negative-only", "below-threshold", "<", x[bad].max(), low),
+                ("positive-only", "above-threshold", ">", high, x[bad].min()),
             ):
-                of_sign, of_value = side.split()
                 at_zero = below <= 0 <= above
-                name = f"{of_sign}-only" if at_zero else f"{of_value}-threshold"
+                name = of_sign if at_zero else of_value
                 edge = "0" if at_zero else f"{np.mean((below, above)):.2g} or so"
                 yield name, f"wrong only where {v} {sign} {edge}{detail}", below < above
             text = f"right only where {v} is between {low:.2g} and {high:.2g} or so{detail}"

@@ -921,7 +921,7 @@ def test_every_size_of_a_variable_is_looked_at() -> None:
 
 
 def test_every_kind_of_wrong_is_on_its_page() -> None:
-    sources = [*(ROOT / "handgrad/checker").glob("*.py")]
+    sources = [*(ROOT / "handgrad/checker").rglob("*.py")]
     code = "".join(source.read_text(encoding="utf-8") for source in sources)
     page = (ROOT / "docs/mistakes.md").read_text(encoding="utf-8")
     first_cells = "".join(re.findall(r"^\|(.*?)\|", page, flags=re.M))
