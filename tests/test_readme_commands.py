@@ -135,9 +135,9 @@ RUNNERS: dict[str, Callable[[list[str], Path], int]] = {
     "train-convnet": _train(train_convnet, "--precision", "float32", "--batch-size", "8"),
     "check-gradients": _check,
     "compare-engines": _compare,
-    "reproduce": _reproduce,
+    "handgrad reproduce": _reproduce,
     "plot-runs": _plot,
-    "python scripts/benchmark.py": _benchmark,
+    "handgrad benchmark": _benchmark,
     "torchrun": _torchrun,
 }
 WHOLE: dict[str, Callable[[list[str], Path], int]] = {
@@ -156,13 +156,14 @@ ELSEWHERE = {
         "tests/handgrad/checker/test_check_gradients.py",
         "random_shapes",
     ),
-    "python scripts/benchmark.py step": (
+    "handgrad benchmark step": (
         "tests/handgrad/benchmark/test_benchmark.py",
         "steps.step(",
     ),
 }
 # Installation, which needs the network, and the tests themselves.
 NOT_RUN = {
+    "git clone https://github.com/handgrad/handgrad.git && cd handgrad",
     "python3 -m venv .venv",
     ".venv/bin/python -m pip install -e .",
     "source .venv/bin/activate",
