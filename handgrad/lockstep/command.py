@@ -38,7 +38,7 @@ def _main(argv: Sequence[str] | None) -> int:
         raise UserError(f"--modules {path} does not exist; give a Python file")
     first = ("modules", *(name for name in settings.engines if name != "modules"))
     settings = dataclasses.replace(settings, engines=first)
-    ending = run_isolated(compare_isolated, settings, settings.time_limit)
+    ending = run_isolated(compare_isolated, dataclasses.asdict(settings), settings.time_limit)
     for event in ending.events:
         if event["event"] == "ended":
             return int(event["status"])

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -28,6 +28,7 @@ from handgrad.lockstep.engines import Array, Engine, GraphEngine, MakeEngine, Mo
 from handgrad.lockstep.user_engine import UserEngine, load_classes, parts_the_loss
 from handgrad.runs.declare import setting
 from handgrad.runs.folder import data_folder
+from handgrad.runs.settings import settings_from_dict
 from handgrad.user_code.blame import UserCodeError
 from handgrad.user_code.isolated import Guard
 from numpy_mlp.anomaly import name_of
@@ -112,8 +113,9 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
     return 0 if comparison.agrees else 1
 
 
-def compare_isolated(settings: CompareSettings, guard: Guard) -> None:
-    """Compare in a process of its own, and tell ``guard`` the exit status."""
+def compare_isolated(values: dict[str, Any], guard: Guard) -> None:
+    """Compare in a process of its own, as settings say, and tell ``guard`` the exit status."""
+    settings = settings_from_dict(CompareSettings, values, "the settings")
     guard.tell("ended", status=guarded(blaming(lambda: compare(settings, guard))))
 
 

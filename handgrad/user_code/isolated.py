@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import importlib
 import json
 import os
-import pickle
 import re
 import signal
 import subprocess
@@ -98,13 +98,14 @@ def run_isolated(
     Args:
         target: a function of a module. It tells ``guard`` what it has to say: without its last
             event it has not come to its end, whatever the exit status.
-        argument: handed to it; can be pickled.
+        argument: handed to it, through JSON.
         limit: seconds that may pass from one event to the next.
         quiet: do without its standard output, and keep the end of its standard error.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "order").write_bytes(pickle.dumps((target, argument)))
+        order = [target.__module__, target.__name__, argument]
+        (folder / "order").write_text(json.dumps(order), encoding="utf-8")
         files = [folder / file for file in ("events", "running", "trace", "stderr")]
         for file in files:
             file.touch()
@@ -165,8 +166,8 @@ def serve(folder: str, limit: float, parent: int) -> None:
     status = 1
     try:
         guard = Guard(Path(folder), limit)
-        target, argument = pickle.loads((Path(folder) / "order").read_bytes())
-        target(argument, guard)
+        module, name, argument = json.loads((Path(folder) / "order").read_text(encoding="utf-8"))
+        getattr(importlib.import_module(module), name)(argument, guard)
         status = 0
     except BaseException:
         traceback.print_exc()

@@ -247,11 +247,11 @@ def test_the_command_names_layer_and_step(
     main, options = COMMANDS[name]
     step = Loop._step
 
-    def poisoned(self: Loop, images: Any, labels: Any, bar: Any) -> None:
+    def poisoned(self: Loop, images: Any, labels: Any) -> None:
         if self.progress.step == 4:
             images = images.copy()
             images.reshape(-1)[3] = np.nan
-        step(self, images, labels, bar)
+        step(self, images, labels)
 
     monkeypatch.setattr(Loop, "_step", poisoned)
     folder = tmp_path / "run"

@@ -14,12 +14,12 @@ from typing import Any
 
 from torch.distributed import run
 
-from handgrad.backends import mlp_torch
+from handgrad.backends.command import train_mlp_pytorch
 
 
 def train(*argv: str) -> None:
     """Run the command in a process of its own, and end that with the status."""
-    if status := mlp_torch.main(argv):
+    if status := train_mlp_pytorch(argv):
         sys.exit(status)
 
 
