@@ -17,9 +17,10 @@ from handgrad.checker.check import Finding
 from handgrad.checker.guesses import parse_arguments
 from handgrad.checker.kinds import find
 from handgrad.checker.probe import Given
-from handgrad.checker.randomness import hold_generators, seed_unseeded_generators
+from handgrad.user_code.blame import their_error, their_files
 from handgrad.user_code.importing import import_file, python_files
 from handgrad.user_code.isolated import Guard
+from handgrad.user_code.randomness import hold_generators, seed_unseeded_generators
 
 
 def main(order: dict[str, Any], guard: Guard) -> None:
@@ -31,7 +32,7 @@ def main(order: dict[str, Any], guard: Guard) -> None:
     path, done = Path(order["path"]), set(order["done"])
     modules: list[ModuleType] = []
     for file in python_files(path):
-        plan.files.add(str(file))
+        their_files.add(str(file))
         about = {"key": str(file), "class": file.name, "kind": "import", "file": str(file)}
         if str(file) in done:
             continue
@@ -41,7 +42,7 @@ def main(order: dict[str, Any], guard: Guard) -> None:
             modules.append(import_file(file))
             guard.tell("imported")
         except (Exception, SystemExit) as error:
-            text = f"cannot be imported: {plan.their_error(error)}"
+            text = f"cannot be imported: {their_error(error)}"
             if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("vugrad"):
                 text += "; numpy_mlp.autograd stands in for it, with the import changed"
             findings = [plan.as_json(Finding("", "NOT CHECKED", "crash", text))]

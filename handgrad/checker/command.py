@@ -15,7 +15,6 @@ import difflib
 import importlib.util
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from handgrad.checker.guesses import parse_arguments
 from handgrad.checker.process import Outcome, check
 from handgrad.checker.report import Report
-from handgrad.console import Parser, guarded
+from handgrad.console import Parser, command
 from handgrad.errors import UserError
 
 _LARGEST = 2_000  # entries of an input: each costs four forward passes
@@ -114,7 +113,9 @@ def number(option: str, given: Any, most: float) -> float:
     return value
 
 
-def _main(argv: Sequence[str] | None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
+    """Run the command and return its exit status."""
     parser = Parser(
         prog="check-gradients",
         description=__doc__,
@@ -138,7 +139,7 @@ def _main(argv: Sequence[str] | None) -> int:
         "--time-limit", default="60", metavar="S", help="seconds a class may take (default: 60)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    arguments = parser.parse_args(_with_negative_ranges(sys.argv[1:] if argv is None else argv))
+    arguments = parser.parse_args(_with_negative_ranges(argv))
     text = arguments.input_range
     says = f"--input-range {text!r}"
     order = {
@@ -190,12 +191,3 @@ def _missing(path: Path, name: str, outcome: Outcome) -> str:
     close = difflib.get_close_matches(name, outcome.classes, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(outcome.classes)}"
     return f"{path} has no class {name} with forward and backward; {hint}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
-    return guarded(lambda: _main(argv))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

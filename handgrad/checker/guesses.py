@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from handgrad.checker.parameters import find_parameters, is_module, loose_arrays
 from handgrad.checker.probe import Given, Probe, Sizes, draw
-from handgrad.checker.randomness import reseed
+from handgrad.user_code.parameters import find_parameters, is_module, loose_arrays
+from handgrad.user_code.randomness import reseed
 
 # Names of constructor arguments, constants and inputs, by what stands behind them.
 _WORDS = {

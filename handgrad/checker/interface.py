@@ -19,11 +19,12 @@ from handgrad.checker import plan
 from handgrad.checker.command import check_targets, limits, not_too_large, number
 from handgrad.checker.guesses import Arguments, parse_arguments
 from handgrad.checker.kinds import Found, recognise
-from handgrad.checker.parameters import owners
 from handgrad.checker.probe import Given
-from handgrad.checker.randomness import repeatable
 from handgrad.checker.report import Report
 from handgrad.errors import UserError
+from handgrad.user_code.blame import their_files
+from handgrad.user_code.parameters import owners
+from handgrad.user_code.randomness import repeatable
 
 _TIME_LIMIT = 60.0  # seconds, for a class of a file, as of the command
 _IN_PYTHON = 1 << 9  # of the flags of a class: Py_TPFLAGS_HEAPTYPE
@@ -159,12 +160,12 @@ def _undisturbed(cls: type, instance: Any) -> Iterator[None]:
     if instance is not None:
         involved |= {kind for _, one in owners(instance) for kind in type(one).__mro__}
     classes = [c for c in involved if c.__flags__ & _IN_PYTHON and c.__module__[:5] != "torch"]
-    files = {file for kind in classes for file in _files(kind)} - plan.files
+    files = {file for kind in classes for file in _files(kind)} - their_files
     modules = [vars(sys.modules[k.__module__]) for k in classes if k.__module__ in sys.modules]
     torch = sys.modules.get("torch")
     with contextlib.ExitStack() as stack:
-        stack.callback(plan.files.difference_update, files)
-        plan.files.update(files)
+        stack.callback(their_files.difference_update, files)
+        their_files.update(files)
         for kind in classes:
             stack.enter_context(_kept(kind))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))

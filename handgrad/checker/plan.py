@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ from handgrad.checker.kinds import Found, unwritten
 from handgrad.checker.mistakes import diagnose
 from handgrad.checker.probe import Given, Point, Sizes
 from handgrad.checker.subject import ContractError, Subject
+from handgrad.user_code.blame import their_error
 
 _PLAIN, _OTHER = Sizes(5, 4, 3), Sizes(9, 6, 2)
 _ONE, _SQUARE = Sizes(1, 4, 3), Sizes(4, 4, 4)
@@ -27,8 +26,6 @@ _HIDDEN_BY_SQUARES = (
     "transposed-factor", "transposed-gradient", "flipped-kernel", "wrong-sum-axis"
 )  # fmt: skip
 _LARGER = "after a larger batch"
-
-files: set[str] = set()  # of the user's own code
 
 
 @dataclass
@@ -178,18 +175,6 @@ def _point(subject: Subject, title: str) -> str:
 def _brief(value: Any) -> str:
     is_large = isinstance(value, np.ndarray) and value.dtype.kind == "f"
     return f"array{value.shape}" if is_large else repr(value)
-
-
-def their_error(error: BaseException) -> str:
-    """Return an exception with the last line of the user's own code that it came through."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{Path(error.filename).name}, line {error.lineno}: {text}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    if not frames:
-        return text
-    last = frames[-1]
-    return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}: {text}"
 
 
 def result(found: Found, given: Given, tolerance: float) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.checker.randomness import reseed
+from handgrad.user_code.randomness import reseed
 
 Array = NDArray[Any]
 Variables = Mapping[str, Array]

@@ -8,12 +8,11 @@ modules beside them.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from handgrad.backends.mlp_numpy import PRESETS
-from handgrad.console import guarded
+from handgrad.console import command
 from handgrad.errors import UserError
 from handgrad.lockstep import report
 from handgrad.lockstep.compare import CompareSettings, blaming, compare, compare_isolated
@@ -25,9 +24,9 @@ from handgrad.user_code.isolated import Ending, run_isolated
 _PRESETS = {n: preset for n, preset in PRESETS.items() if "--dropout" not in preset.options}
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    command = parse_command_line(CompareSettings, _PRESETS, __doc__ or "", "compare-engines", argv)
-    settings = command.settings
+def _main(argv: Sequence[str]) -> int:
+    asked = parse_command_line(CompareSettings, _PRESETS, __doc__ or "", "compare-engines", argv)
+    settings = asked.settings
     report.check_out(settings.folder)
     path = settings.users
     if path is None:
@@ -63,10 +62,7 @@ def _unfinished(ending: Ending, path: Path, limit: float) -> str:
     return f"{where}: the process ended with {ending.cause}, and without a result"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@command
+def main(argv: Sequence[str]) -> int:
     """Run the command and return its exit status: 0 where all agree, 1 where one differs."""
-    return guarded(blaming(lambda: _main(argv)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return blaming(lambda: _main(argv))()

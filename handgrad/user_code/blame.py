@@ -69,3 +69,19 @@ def is_theirs(file: str, path: Path) -> bool:
     if any(resolved.is_relative_to(folder.resolve()) for folder in others):
         return False
     return Path(file).is_relative_to(path if path.is_dir() else path.parent)
+
+
+their_files: set[str] = set()
+"""The files of the user's own code that is being run, for :func:`their_error`."""
+
+
+def their_error(error: BaseException) -> str:
+    """Return an exception with the last line of the user's own code that it came through."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}, line {error.lineno}: {text}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in their_files]
+    if not frames:
+        return text
+    last = frames[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}, in {last.name}: {text}"

@@ -16,9 +16,9 @@ import numpy as np
 from handgrad.checker.kinds.course_module import module_subjects
 from handgrad.checker.kinds.op import OpKind
 from handgrad.checker.kinds.torch_code import TorchFunction, TorchModule
-from handgrad.checker.parameters import is_module
 from handgrad.checker.probe import Given, Point, Probe
 from handgrad.checker.subject import Subject
+from handgrad.user_code.parameters import is_module
 
 _Builder = Callable[[Probe], list[Subject]]
 

@@ -13,9 +13,9 @@ from handgrad.checker.check import check
 from handgrad.checker.guesses import NAMES, PARAMETER, Made, choices, make, parameters_of, required
 from handgrad.checker.kinds.loss import Loss
 from handgrad.checker.kinds.module_session import RATES, ModuleSession
-from handgrad.checker.parameters import Parameter, find_parameters, is_module, loose_arrays
 from handgrad.checker.probe import Probe, draw
 from handgrad.checker.subject import Array, Subject
+from handgrad.user_code.parameters import Parameter, find_parameters, is_module, loose_arrays
 
 
 def module_subjects(probe: Probe) -> list[Subject]:

@@ -11,9 +11,9 @@ import numpy as np
 from handgrad.checker.candidates import Candidate, Kind, NoInputError
 from handgrad.checker.guesses import NAMES, PARAMETER, Made
 from handgrad.checker.kinds.module_session import ModuleSession
-from handgrad.checker.parameters import Parameter, find_parameters, loose_arrays
 from handgrad.checker.probe import Probe, draw
 from handgrad.checker.subject import Array, ContractError, Subject, Variables
+from handgrad.user_code.parameters import Parameter, find_parameters, loose_arrays
 
 
 class LossSession(ModuleSession):

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from handgrad.checker.guesses import Made
-from handgrad.checker.parameters import GRADIENTS, Parameter, gradient_in, is_module
-from handgrad.checker.randomness import reseed
 from handgrad.checker.subject import Array, ArraySession, Gradients, Variables
+from handgrad.user_code.parameters import GRADIENTS, Parameter, gradient_in, is_module
+from handgrad.user_code.randomness import reseed
 
 _STATE = ("cache", "ctx", "context", "saved", "tape")  # what forward hands on to backward
 # What a backward pass that updates its parameters asks for.

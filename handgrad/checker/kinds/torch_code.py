@@ -19,8 +19,8 @@ from handgrad.checker.candidates import (
 )
 from handgrad.checker.guesses import NAMES, NUMBERS, make, parameters_of
 from handgrad.checker.probe import Probe, Shapes
-from handgrad.checker.randomness import reseed
 from handgrad.checker.subject import Array, ContractError, Gradients, Session, Subject, Variables
+from handgrad.user_code.randomness import reseed
 
 
 class TorchSession(Session):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from handgrad.checker.subject import Array
+Array = NDArray[Any]
 
 _Steps = tuple[tuple[str, Any], ...]  # attributes and items that lead from a module to another
 
