@@ -46,7 +46,7 @@ def wrong(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def planted() -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-m", "handgrad.checker.command", str(PLANTED), "--json"]
+    command = [sys.executable, "-m", "handgrad", "check-gradients", str(PLANTED), "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     return {found["class"]: found for found in json.loads(result.stdout)["classes"]}
@@ -344,7 +344,7 @@ def test_the_process_of_a_users_code_ends_with_the_command(tmp_path: Path) -> No
         f"import os, pathlib\npathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid()))"
     )
     file = write(tmp_path, f"{text}\nwhile True: pass")
-    command = [sys.executable, "-m", "handgrad.checker.command", file]
+    command = [sys.executable, "-m", "handgrad", "check-gradients", file]
     parent = subprocess.Popen(command, cwd=ROOT)
     _until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     parent.kill()
