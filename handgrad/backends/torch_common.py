@@ -72,7 +72,13 @@ class TorchBackend(Backend[TorchSettingsT]):
     def session(self) -> Iterator[None]:
         """Join the processes that ``torchrun`` started together with this one, if it did."""
         if not launched_by_torchrun():
-            yield
+            # Of a program that goes on, the number of threads and the generator are its own.
+            threads, state = torch.get_num_threads(), torch.get_rng_state()
+            try:
+                yield
+            finally:
+                torch.set_num_threads(threads)
+                torch.set_rng_state(state)
             return
         self.team = self._processes = team = ProcessTeam()
         try:

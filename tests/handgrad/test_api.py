@@ -96,8 +96,13 @@ def test_a_run_is_found_by_its_folder(tmp_path: Path, run: TrainedRun) -> None:
 
 
 def test_a_run_of_pytorch_in_both_libraries(tmp_path: Path) -> None:
+    import torch
+
     options = {**SHORT, "precision": "float32", "batch_norm": True, "hidden_dims": 8}
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    options["threads"] = threads + 1
     torch_run = handgrad.train("mlp-pytorch", out=tmp_path / "run", **options)
+    assert torch.get_num_threads() == threads and torch.equal(torch.get_rng_state(), state)
     images = handgrad.load_dataset("digits").test.images[:50]
     in_numpy = handgrad.load_run(torch_run.folder, "mlp-numpy")
     p, q = torch_run.predict_proba(images), in_numpy.predict_proba(images)
