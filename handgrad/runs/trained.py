@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from handgrad.training.metrics import Row
 _BATCH = 500  # images at a time, so that many of them need little memory
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedRun:
     """A trained network and what it was trained with.
 
@@ -39,9 +39,14 @@ class TrainedRun:
     image_shape: tuple[int, ...]
     class_names: tuple[str, ...]
     settings: TrainSettings
-    history: list[Row] = field(repr=False)
-    summary: dict[str, Any] = field(repr=False)
-    backend: Backend[Any] = field(repr=False)
+    history: list[Row]
+    summary: dict[str, Any]
+    backend: Backend[Any]
+
+    def __repr__(self) -> str:
+        accuracy = self.summary.get("test_accuracy", float("nan"))
+        kind = type(self.model).__name__
+        return f"TrainedRun({str(self.folder)!r}: {kind}, test accuracy {accuracy:.4f})"
 
     def predict_proba(self, images: ArrayLike) -> NDArray[np.floating[Any]]:
         """Return the probabilities of the classes, (N, number of classes).

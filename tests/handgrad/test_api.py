@@ -64,7 +64,7 @@ def test_what_a_run_holds(run: TrainedRun) -> None:
     assert (predicted == test.labels).mean() == pytest.approx(run.summary["test_accuracy"])
     np.testing.assert_allclose(run.predict_proba(test.images[3]), p[3:4], rtol=1e-5)
     assert run.predict(test.images[:0]).shape == (0,)
-    assert "history" not in repr(run)
+    assert repr(run).endswith(f"run': MLP, test accuracy {run.summary['test_accuracy']:.4f})")
 
 
 @pytest.mark.parametrize(
