@@ -16,8 +16,8 @@ train: $(VENV)/.installed-base
 	@$(BIN)/python scripts/train_mlp_numpy.py $(ARGS)
 	@echo
 	@echo "Look at the pictures in the run folder: accuracy.png, predictions.png, first_layer.png."
-	@echo "Next: make train ARGS=\"--preset uva-2018\"      # CIFAR-10, which is downloaded (170 MB)"
-	@echo "      source $(BIN)/activate                    # then the commands are on the PATH:"
+	@echo "Next: make train ARGS=\"--preset uva-2018\"    # CIFAR-10, which is downloaded: 170 MB"
+	@echo "      source $(BIN)/activate                # puts the commands on the PATH"
 	@echo "      handgrad --help"
 
 test: $(VENV)/.installed-test
