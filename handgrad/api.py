@@ -18,13 +18,14 @@ from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import DataError, UserError
 from handgrad.files import read_json
 from handgrad.runs.command_line import Command, check_resumable, compose
-from handgrad.runs.declare import check_types, nearest, unpack_type
-from handgrad.runs.folder import CONFIG, METRICS, MODEL, SUMMARY
+from handgrad.runs.declare import check_types, nearest, option_of, unpack_type
+from handgrad.runs.folder import CONFIG, MODEL
+from handgrad.runs.record import read_run
 from handgrad.runs.run import Run
-from handgrad.runs.settings import options_for, settings_from_dict
+from handgrad.runs.settings import as_options, options_for, settings_from_dict
 from handgrad.runs.trained import TrainedRun
 from handgrad.training.checkpoint import load_arrays
-from handgrad.training.metrics import read_metrics
+from handgrad.training.metrics import Row
 from handgrad.training.observers import Observer
 
 
@@ -52,23 +53,29 @@ def train(
     Raises:
         UserError: a setting is unknown or not acceptable, the data are missing or damaged, or the
             loss is not finite any more.
-        StoppedError: Ctrl-C (in a notebook, the stop button) or SIGTERM; the run is saved, and
-            can be resumed.
+        StoppedError: Ctrl-C (in a notebook, the stop button) or SIGTERM while it trained, in the
+            main thread; the run is saved, and can be resumed.
     """
     if network not in NETWORKS:
         raise UserError(f"network {network!r} is unknown{nearest(str(network), list(NETWORKS))}")
     row = NETWORKS[network]
     try:
         command = _command(row, preset, resume, settings)
-    except UserError as error:  # a setting is called otherwise here than on the command line
-        names = {f"--{f.name.replace('_', '-')}": f.name for f in fields(row.settings)}
-        text = re.sub(r"--[a-z-]+", lambda m: names.get(m[0], m[0]), str(error))
-        raise UserError(text) from None
-    backend = row.backend()
-    with backend.session():
-        run = Run(command, backend, observers)
-        run.complete()
+        backend = row.backend()
+        with backend.session():
+            run = Run(command, backend, observers)
+            run.complete()
+    except UserError as error:
+        raise type(error)(_as_arguments(str(error), row)) from None
     return load_run(run.folder, network)
+
+
+def _as_arguments(text: str, network: Network) -> str:
+    """Return an error's text with settings as they are called here, not on the command line."""
+    names = ["preset", "resume", *(field.name for field in fields(network.settings))]
+    spelled = {option_of(name): name for name in names}
+    spelled |= {f"--no-{option[2:]}": f"{name}=False" for option, name in spelled.items()}
+    return re.sub(r"--[a-z-]+", lambda match: spelled.get(match[0], match[0]), text)
 
 
 def _command(
@@ -76,13 +83,23 @@ def _command(
 ) -> Command[Any]:
     kind = network.settings
     given = {name: _plain(kind, name, value) for name, value in settings.items()}
+    for name in ("epochs", "max_steps"):  # None is no end: the other one, or the default, counts
+        if given.get(name, 0) is None:
+            del given[name]
     check_types(kind, given, "")
-    whole = compose(kind, network.presets, preset, given)
+    if given.get("target_accuracy") is not None:
+        raise UserError(
+            "target_accuracy decides the exit status of a command; look at "
+            'run.summary["test_accuracy"] instead'
+        )
+    whole = compose(kind, network.presets, None if preset is None else str(preset), given)
+    options = options_for(whole)
     if resume is not None:
+        resume = Path(resume).expanduser()
         check_resumable(given.keys() | ({"preset"} if preset is not None else set()))
-    options = ["--resume", str(resume)] if resume is not None else options_for(whole)
+        options = ["--resume", str(resume), *as_options(given)]
     text = shlex.join([network.command, *options])
-    return _Call(whole, None if resume is None else Path(resume), given, text, network.command)
+    return _Call(whole, resume, given, text, network.command)
 
 
 class _Call(Command[Any]):
@@ -99,18 +116,22 @@ def _plain(kind: type, name: str, value: Any) -> Any:
     known = [field.name for field in fields(kind)]
     if name not in known:
         raise UserError(f"{name} is no setting{nearest(name, known)}")
-    _, is_tuple, _ = unpack_type(typing.get_type_hints(kind)[name])
+    element, is_tuple, _ = unpack_type(typing.get_type_hints(kind)[name])
+    value = _scalar(value)
     if is_tuple and isinstance(value, str | int):  # one of what may be several
         value = (value,)
     if is_tuple and isinstance(value, Iterable):
         return tuple(map(_scalar, value))
-    return _scalar(value)
+    if name == "out" and isinstance(value, str):
+        return str(Path(value).expanduser())
+    return float(value) if element is float and type(value) is int else value
 
 
 def _scalar(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
-    return value.item() if isinstance(value, np.generic) else value
+    is_one = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return value.item() if is_one else value
 
 
 def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
@@ -124,7 +145,7 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
     Raises:
         DataError: the run is not finished, or a file in it is damaged.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser().absolute()
     path = folder / MODEL
     if not path.exists():
         state = "holds no finished run" if folder.is_dir() else "does not exist"
@@ -134,21 +155,25 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
         about, fitted = json.loads(texts["model"]), json.loads(texts["preprocessing"])
         image_shape, class_names = tuple(about.pop("image_shape")), tuple(about.pop("class_names"))
         mean, scale = np.array(fitted["mean"]), np.array(fitted["scale"])
-        row = NETWORKS[_network_of(about, network)]
-        own = {field.name for field in fields(row.settings)}
-        settings = settings_from_dict(
-            row.settings, {k: v for k, v in about.items() if k in own}, str(path)
-        )
-        backend = row.backend()
-        model = backend.load(settings, image_shape, class_names, weights)
+        found = NETWORKS[_network_of(about)]
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a run of handgrad: {error}") from None
-    config = folder / CONFIG
-    if config.exists():
-        saved = {k: v for k, v in read_json(config).get("settings", {}).items() if k in own}
-        settings = settings_from_dict(row.settings, saved, str(config))
+    if network not in (None, found.name) and (network, found.name) != ("mlp-numpy", "mlp-pytorch"):
+        raise DataError(f"{path} is a run of {found.name}, not of {network}")
+    backend = NETWORKS[network or found.name].backend()
+    rows: Sequence[Row] = ()
+    summary: Mapping[str, Any] = {}
+    try:
+        settings = settings_from_dict(found.settings, about, str(path))
+        model = backend.load(settings, image_shape, class_names, weights)
+        if (config := folder / CONFIG).exists():
+            saved = read_json(config).get("settings")
+            settings = settings_from_dict(found.settings, saved, str(config))
+            record = read_run(folder)
+            rows, summary = record.rows, record.summary or {}
+    except ValueError as error:
+        raise DataError(str(error)) from None
     dtype = next(array.dtype for array in weights.values() if array.dtype.kind == "f")
-    history, summary = folder / METRICS, folder / SUMMARY
     return TrainedRun(
         folder,
         model,
@@ -156,16 +181,16 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
         image_shape,
         class_names,
         settings,
-        read_metrics(history) if history.exists() else [],
-        read_json(summary) if summary.exists() else {},
+        list(rows),
+        dict(summary),
         backend,
     )
 
 
-def _network_of(about: Mapping[str, Any], asked: str | None) -> str:
-    """Return the network whose own settings a file of weights names, or the one asked for."""
+def _network_of(about: Mapping[str, Any]) -> str:
+    """Return the network whose own settings a file of weights names."""
     known = {"model": "convnet", "engine": "mlp-numpy", "device": "mlp-pytorch"}
-    found = next((name for setting, name in known.items() if setting in about), "unknown")
-    if asked in (None, found) or (asked, found) == ("mlp-numpy", "mlp-pytorch"):
-        return asked or found
-    raise ValueError(f"its network is {found}, not {asked}")
+    for setting, name in known.items():
+        if setting in about:
+            return name
+    raise ValueError("it names no network")

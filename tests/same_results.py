@@ -73,6 +73,7 @@ COMMANDS = (
     "compare-engines",
     "reproduce",
     "plot-runs",
+    "benchmark",
 )
 
 
@@ -80,7 +81,9 @@ def _program(name: str) -> list[str]:
     """Return how a command is called: by its own name, or as a subcommand of ``handgrad``."""
     folder = Path(sys.executable).parent
     own = folder / name
-    return [str(own)] if own.exists() else [str(folder / "handgrad"), name]
+    if own.exists():
+        return [str(own)]
+    return [str(folder / "handgrad"), name]
 
 
 def _call(words: list[str], data_dir: str | None) -> subprocess.Popen[str]:

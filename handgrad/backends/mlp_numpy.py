@@ -199,7 +199,8 @@ class NumpyMLPBackend(Backend[NumpyMLPSettings]):
         weights: Mapping[str, NDArray[Any]],
     ) -> MLP:
         """Return the trained network."""
-        model = build_mlp(settings, image_shape, len(class_names), settings.dtype)
+        dtype = next(iter(weights.values())).dtype
+        model = build_mlp(settings, image_shape, len(class_names), dtype)
         model.load_state_dict(weights)
         model.eval()
         return model

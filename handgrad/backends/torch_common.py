@@ -19,7 +19,7 @@ from handgrad.backends.torch_settings import TorchSettings
 from handgrad.console import requires_torchvision
 from handgrad.data import BatchLoader, Dataset
 from handgrad.data.augment import Augmentation, compose
-from handgrad.errors import UserError
+from handgrad.errors import StoppedError, UserError
 from handgrad.runs.backend import Backend
 from handgrad.seeding import generator
 from handgrad.training.learner import Loader
@@ -72,7 +72,7 @@ class TorchBackend(Backend[TorchSettingsT]):
     def session(self) -> Iterator[None]:
         """Join the processes that ``torchrun`` started together with this one, if it did."""
         if not launched_by_torchrun():
-            # Of a program that goes on, the number of threads and the generator are its own.
+            # Of a program that goes on: the number of threads, and the processor's generator.
             threads, state = torch.get_num_threads(), torch.get_rng_state()
             try:
                 yield
@@ -88,7 +88,7 @@ class TorchBackend(Backend[TorchSettingsT]):
                 "another process ended; the last checkpoint, if there is one, is whole: torchrun "
                 "goes on from it by itself with --max-restarts N and the command's --out FOLDER"
             ) from None
-        except UserError:
+        except (UserError, StoppedError):
             team.leave()
             raise
         team.leave()
@@ -190,7 +190,8 @@ class TorchBackend(Backend[TorchSettingsT]):
         weights: Mapping[str, NDArray[Any]],
     ) -> nn.Module:
         """Return the trained network, on the host, in the type of its weights."""
-        model = self._build_model(settings, image_shape, len(class_names))
+        with torch.random.fork_rng(devices=[]):  # initial weights, which nobody will see, are drawn
+            model = self._build_model(settings, image_shape, len(class_names))
         dtype = next(a.dtype for a in weights.values() if a.dtype.kind == "f")
         model = model.to(getattr(torch, dtype.name))
         try:

@@ -154,6 +154,8 @@ def _invocation(prog: str) -> str:
         return shlex.join([sys.executable, sys.argv[0]])
     if called.name == "handgrad":
         return shlex.join([sys.argv[0], prog])
+    if called.name == "__main__.py":
+        return shlex.join([sys.executable, "-m", "handgrad", prog])
     return shlex.quote(sys.argv[0]) if called.name == prog else prog
 
 

@@ -235,10 +235,15 @@ def options_for(settings: TrainSettings) -> list[str]:
     changed = {name: value for name, (value, _) in changed_settings(settings).items()}
     if settings.data_dir is not None:  # without a dataset, the folder would choose one
         changed["dataset"] = settings.dataset
+    return as_options({name: value for name, value in changed.items() if name not in LOOKING})
+
+
+def as_options(values: Mapping[str, Any]) -> list[str]:
+    """Return the options of a command line that give ``values``."""
     options: list[str] = []
-    for name, value in changed.items():
+    for name, value in values.items():
         option = option_of(name)
-        if name in LOOKING or value is None:
+        if value is None:
             continue
         if isinstance(value, bool):
             options.append(option if value else f"--no-{option.removeprefix('--')}")

@@ -28,7 +28,8 @@ class TrainedRun:
         preprocessing: turns uint8 images into the network's inputs.
         image_shape: (C, H, W) of the images.
         class_names: what the predicted numbers stand for.
-        settings: of the training.
+        settings: of the training; where only the weights are left, those of the network, and
+            defaults for the others.
         history: the rows of ``metrics.csv``: loss and accuracy at every evaluation.
         summary: what ``summary.json`` says: test accuracy, time, results of each class.
     """

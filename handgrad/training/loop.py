@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import signal
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -242,9 +243,18 @@ class Loop:
         """Tell the observers of the beginning and of the end, whatever it is."""
         with ExitStack() as stack:
             for observer in self.observers:
-                stack.push(lambda kind, error, trace, o=observer: o.end(self, error))
+                stack.push(functools.partial(self._end, observer))
                 observer.begin(self)
             yield
+
+    def _end(
+        self,
+        observer: Observer,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # the exit of a context, and one that swallows no error
+        observer.end(self, error)
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:

@@ -59,14 +59,14 @@ class Observer:
         """The training since the last time and the splits were evaluated: a row each."""
 
     def end(self, training: Training, error: BaseException | None) -> None:
-        """Training has ended, or was stopped; ``error`` is what ended it early, if anything did."""
+        """Training has ended, or a signal has stopped it; or ``error`` has broken it off."""
 
 
 class MetricsRecorder(Observer):
     """Add what is evaluated to ``metrics.csv``.
 
     Args:
-        file: to write to; may be replaced until training begins.
+        file: to write to.
     """
 
     def __init__(self, file: MetricsFile) -> None:

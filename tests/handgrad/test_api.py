@@ -91,7 +91,7 @@ def test_a_run_is_found_by_its_folder(tmp_path: Path, run: TrainedRun) -> None:
     assert alone.history == [] and alone.summary == {}
     with pytest.raises(DataError, match=r"nowhere does not exist: there is no model"):
         handgrad.load_run(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="its network is mlp-numpy, not convnet"):
+    with pytest.raises(DataError, match="is a run of mlp-numpy, not of convnet"):
         handgrad.load_run(run.folder, "convnet")
 
 
@@ -124,8 +124,9 @@ class Recorder(handgrad.Observer):
     def evaluated(self, training: Training, rows: Sequence[Row]) -> None:
         self.heard.append([row.split for row in rows])
 
-    def end(self, training: Training, error: BaseException | None) -> None:
+    def end(self, training: Training, error: BaseException | None) -> Any:
         self.heard.append(("end", error))
+        return True  # swallows nothing
 
 
 def test_observers_hear_everything(tmp_path: Path) -> None:
@@ -179,7 +180,16 @@ def test_a_signal_raises_and_the_run_goes_on(tmp_path: Path, run: TrainedRun) ->
         ("mlp-numpy", {"hidden_dims": (0,)}, "hidden_dims 0 is out of range; expected at least 1"),
         ("mlp-numpy", {"epochs": 1, "max_steps": 1}, "epochs and max_steps exclude each other"),
         ("mlp-numpy", {"nesterov": True}, "nesterov needs a momentum above 0"),
-        ("mlp-numpy", {"preset": "bset"}, "'bset' is unknown; did you mean best?"),
+        (
+            "mlp-numpy",
+            {"optimizer": "adamw", "nesterov": True, "momentum": 0.9},
+            "for adam, give momentum 0 nesterov=False",
+        ),
+        ("mlp-numpy", {"preset": "bset"}, "preset 'bset' is unknown; did you mean best?"),
+        ("mlp-numpy", {"preset": 5}, "preset '5' is unknown"),
+        ("mlp-numpy", {"batch_size": 10**6}, "batch_size 1000000 is larger than the"),
+        ("mlp-numpy", {"target_accuracy": 0.9}, 'look at run.summary["test_accuracy"]'),
+        ("mlp-numpy", {"hidden_dims": 0.5}, "hidden_dims is 0.5, expected int"),
         ("mlp-numpy", {"dataset": "mnits"}, "dataset 'mnits' is unknown; did you mean mnist?"),
         ("mlp-numpy", {"resume": "x", "lr": 0.1}, "lr cannot be changed when a run is resumed"),
         ("mlp-numpy", {"resume": "nowhere"}, "nowhere: no run there"),
@@ -198,6 +208,64 @@ def test_numbers_of_numpy_and_lists_are_taken(tmp_path: Path) -> None:
     run = handgrad.train("mlp-numpy", out=tmp_path / "run", seed=np.int64(3), **options)
     assert (run.settings.seed, run.settings.augment) == (3, ("crop",))
     assert getattr(run.settings, "hidden_dims") == (4, 3)  # noqa: B009
+    options = {**SHORT, "hidden_dims": np.int64(4), "lr": 1, "epochs": None}
+    run = handgrad.train("mlp-numpy", out=tmp_path / "again", **options)
+    assert (getattr(run.settings, "hidden_dims"), run.settings.max_steps) == ((4,), 6)  # noqa: B009
+    assert json.loads((run.folder / "config.json").read_text())["settings"]["lr"] == 1.0
+    assert ",1.0," in (run.folder / "metrics.csv").read_text()
+
+
+def test_no_end_is_the_default_end(tmp_path: Path) -> None:
+    run = handgrad.train("mlp-numpy", max_steps=None, hidden_dims=(), out=tmp_path / "run")
+    assert run.settings.epochs == 30
+
+
+def test_what_is_said_when_a_run_goes_on_is_recorded(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    handgrad.train("mlp-numpy", out=folder, **SHORT)
+    run = handgrad.train("mlp-numpy", resume=folder, max_steps=9, quiet=True)
+    assert run.history[-1].step == 9
+    _, second = json.loads((folder / "config.json").read_text())["commands"]
+    assert second == f"train-mlp-numpy --resume {folder} --max-steps 9 --quiet"
+
+
+def test_the_home_folder_is_not_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = handgrad.train("mlp-numpy", out="~/run", **SHORT)
+    assert run.folder == tmp_path / "run" == handgrad.load_run("~/run").folder
+
+
+def test_a_pytorch_run_with_settings_that_numpy_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    options = {**SHORT, "precision": "float64", "optimizer": "adam"}
+    run = handgrad.train("mlp-pytorch", out=tmp_path / "run", **options)
+    state = torch.get_rng_state()
+    in_numpy = handgrad.load_run(run.folder, "mlp-numpy")
+    images = handgrad.load_dataset("digits").test.images[:50]
+    p, q = run.predict_proba(images), in_numpy.predict_proba(images)
+    assert p.dtype == q.dtype == np.float64
+    np.testing.assert_allclose(p, q, rtol=1e-9, atol=1e-12)
+    assert in_numpy.settings == run.settings and run.settings.optimizer == "adam"
+    handgrad.load_run(run.folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"^PyTorch cannot be imported"):
+        handgrad.load_run(run.folder)
+    handgrad.load_run(run.folder, "mlp-numpy")
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    handgrad.train("mlp-numpy", out=folder, **SHORT)
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("7,0.1")  # a row that is being written
+    assert handgrad.load_run(folder).history[-1].step == 6
+    (folder / "config.json").write_text('{"settings": null}')
+    with pytest.raises(DataError, match=r"config\.json holds no settings"):
+        handgrad.load_run(folder)
 
 
 def test_load_dataset_takes_text(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_run_can_be_used_from_python(tmp_path: Path, name: str, options: str) 
     with pytest.raises(DataError, match=r"holds no finished run: there is no model\.safetensors"):
         load_run(tmp_path)
     other = {"mlp": "convnet", "convnet": "mlp-pytorch"}[name]
-    with pytest.raises(DataError, match=f", not {other}"):
+    with pytest.raises(DataError, match=f", not of {other}"):
         load_run(folder, other)
 
 
