@@ -150,11 +150,27 @@ def confusion_matrix(predictions: ArrayLike, targets: ArrayLike) -> NDArray[np.i
     return count_confusions(predictions.argmax(axis=1), targets, predictions.shape[1])
 
 
-def count_confusions(
-    predicted: NDArray[Any], targets: NDArray[Any], n_classes: int
-) -> NDArray[np.int64]:
-    """Return the confusion matrix M[target, predicted] from class indices (N,) and (N,)."""
-    flat = np.bincount(targets * n_classes + predicted, minlength=n_classes**2)
+def count_confusions(predicted: ArrayLike, targets: ArrayLike, n_classes: int) -> NDArray[np.int64]:
+    """Return the confusion matrix M[target, predicted] from class indices (N,) and (N,).
+
+    Raises:
+        ValueError: they are no whole numbers from 0 to ``n_classes`` - 1, or not as many.
+    """
+    found = []
+    for name, classes in (("predicted", predicted), ("targets", targets)):
+        classes = np.asarray(classes)
+        if classes.ndim != 1 or (classes.size and classes.dtype.kind not in "iu"):
+            raise ValueError(
+                f"{name} must be class indices of shape (N,), got {classes.dtype} of shape "
+                f"{classes.shape}"
+            )
+        if classes.size and not (classes.min() >= 0 and classes.max() < n_classes):
+            bad = classes[(classes < 0) | (classes >= n_classes)][0]
+            raise ValueError(f"{name} holds {bad}, expected 0 to {n_classes - 1}")
+        found.append(classes.astype(np.int64))  # of 8 bits, the products below would overflow
+    if len(found[0]) != len(found[1]):
+        raise ValueError(f"{len(found[0])} predicted classes for {len(found[1])} targets")
+    flat = np.bincount(found[1] * n_classes + found[0], minlength=n_classes**2)
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
 

@@ -35,6 +35,32 @@ def test_confusion_matrix(rng: np.random.Generator, n: int, n_classes: int) -> N
     assert confusion_matrix(scores, targets).dtype == np.int64
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint64])
+@pytest.mark.parametrize("n_classes", [2, 17, 26, 100])
+def test_labels_of_any_type_are_counted(dtype: type, n_classes: int) -> None:
+    classes = np.arange(n_classes).astype(dtype)
+    counts = count_confusions(classes, classes, n_classes)
+    np.testing.assert_array_equal(counts, np.eye(n_classes))
+    scores = np.eye(n_classes)
+    assert confusion_matrix_to_metrics(confusion_matrix(scores, classes))["accuracy"] == 1
+
+
+@pytest.mark.parametrize(
+    ("predicted", "targets", "told"),
+    [
+        ([0, 1], [0, 2], "targets holds 2, expected 0 to 1"),
+        ([0, -1], [0, 1], "predicted holds -1, expected 0 to 1"),
+        ([0, 1], [0.0, 1.0], r"targets must be class indices of shape \(N,\), got float64"),
+        ([True, False], [0, 1], "predicted must be class indices"),
+        ([[0], [1]], [0, 1], r"got int64 of shape \(2, 1\)"),
+        ([0, 1, 1], [0, 1], "3 predicted classes for 2 targets"),
+    ],
+)
+def test_what_is_no_class_is_refused(predicted: list[int], targets: list[int], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        count_confusions(predicted, targets, 2)
+
+
 def test_rows_are_the_true_classes() -> None:
     # Class 0 three times right; class 1 twice taken for class 2.
     counts = count_confusions(np.array([0, 0, 0, 2, 2]), np.array([0, 0, 0, 1, 1]), 3)
