@@ -21,6 +21,11 @@ def _one_for_each_row(x: Array, indices: Array) -> Array:
         raise ValueError(
             f"expected a matrix and an index for each row, got shapes {x.shape} and {indices.shape}"
         )
+    if indices.size and indices.dtype.kind not in "iu":
+        raise ValueError(f"an index for each row is a whole number, got {indices.dtype}")
+    if indices.size and not (indices.min() >= 0 and indices.max() < x.shape[1]):
+        bad = indices[(indices < 0) | (indices >= x.shape[1])][0]
+        raise ValueError(f"index {bad} is out of range: expected 0 to {x.shape[1] - 1}")
     return indices
 
 
@@ -140,7 +145,7 @@ class Select(Op, pure=True):
     y[n] = x[n, indices[n]]  ⇒  ∂L/∂x is go at those places and 0 elsewhere.
 
     Raises:
-        ValueError: there is not one index for each row.
+        ValueError: there is not one index for each row, or one is no column's.
     """
 
     @staticmethod
@@ -166,7 +171,7 @@ class SoftmaxCrossEntropy(Op, pure=True):
     :func:`logceloss` do in several, with fewer roundings.
 
     Raises:
-        ValueError: there is not one target for each row.
+        ValueError: there is not one target for each row, or one is no class.
     """
 
     @staticmethod

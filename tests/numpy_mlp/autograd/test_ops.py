@@ -282,3 +282,24 @@ def test_a_convolution_from_slices(rng: np.random.Generator) -> None:
     for node, twin in zip((image, weight), twins, strict=True):
         assert twin.grad is not None
         np.testing.assert_allclose(node.grad, twin.grad, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        ([0, -1], "index -1 is out of range: expected 0 to 2"),
+        ([0, 3], "index 3 is out of range: expected 0 to 2"),
+        ([True, False], "an index for each row is a whole number, got bool"),
+        ([0.0, 1.0], "an index for each row is a whole number, got float64"),
+        ([[0], [1]], r"an index for each row, got shapes \(2, 3\) and \(2, 1\)"),
+    ],
+)
+def test_every_loss_refuses_what_is_no_class(targets: list[Any], told: str) -> None:
+    x = vg.TensorNode(np.array([[1.0, 2.0, 5.0], [0.0, 1.0, 0.5]]))
+    for loss in (
+        lambda y: vg.celoss(vg.softmax(x), y),
+        lambda y: vg.logceloss(vg.logsoftmax(x), y),
+        lambda y: ops.SoftmaxCrossEntropy.do_forward(x, targets=y),
+    ):
+        with pytest.raises(ValueError, match=told):
+            loss(np.array(targets))
