@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16", "float64")
@@ -47,53 +42,34 @@ def choose_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     return torch.device(name)
 
 
-def choose_precision(
-    name: str,
-    model: nn.Module,
-    batch: tuple[Tensor, Tensor],
-    repeats: int = 3,
-) -> tuple[str, str]:
+def choose_precision(name: str, device: torch.device) -> tuple[str, str]:
     """Return the precision to use, ``float32``, ``bf16`` or ``float64``, and why.
 
-    ``auto`` runs a few forward and backward passes of a copy of ``model`` in float32 and under
-    bf16 autocast, and takes bf16 where it is at least a tenth faster: on processors without bf16
-    instructions it is many times slower.
+    ``auto`` asks what the device can do, and measures nothing: the same program on the same machine
+    chooses the same, whatever else the machine is doing. It takes bf16 autocast where there are
+    instructions for it; without them it is many times slower.
 
     Args:
         name: one of :data:`PRECISIONS`.
-        model: the network, on its device; left as it is.
-        batch: inputs and labels of a typical step, on that device.
-        repeats: passes of each kind; the fastest counts.
+        device: where the network is.
     """
     if name != "auto":
         return name, "as asked"
-    device = batch[0].device
-    if device.type == "mps":
-        return "float32", "bf16 autocast is not measured on MPS"
-    generator = torch.get_rng_state()
-    twin = copy.deepcopy(model).train()
-    seconds = {}
-    for kind in ("float32", "bf16"):
-        enabled = kind == "bf16"
-
-        def step(enabled: bool = enabled) -> None:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled):
-                logits = twin(batch[0])
-            nn.functional.cross_entropy(logits.float(), batch[1]).backward()  # type: ignore[no-untyped-call]
-
-        seconds[kind] = _fastest(step, device, repeats)
-    torch.set_rng_state(generator)
-    ratio = seconds["bf16"] / seconds["float32"]
-    chosen = "bf16" if ratio < 0.9 else "float32"
-    return chosen, f"a step under bf16 autocast takes {ratio:.2f} of one in float32 here"
+    if device.type == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_it = device.type == "cpu" and _processor_has_bf16()
+    if has_it:
+        return "bf16", f"this {_KINDS[device.type]} has instructions for it"
+    return "float32", f"no instructions for bf16 are known of this {_KINDS[device.type]}"
 
 
-def _fastest(step: Callable[[], None], device: torch.device, repeats: int) -> float:
-    times = []
-    for _ in range(1 + repeats):  # the first one sets things up
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+_KINDS = {"cpu": "processor", "cuda": "GPU", "mps": "GPU"}
+
+
+def _processor_has_bf16() -> bool:
+    """Say whether PyTorch's oneDNN has instructions for bf16 here: AVX-512 BF16 or AMX."""
+    # Of x86 only; a release that does not tell is taken to have none.
+    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    told = [getattr(torch.cpu, name, lambda: False)() for name in asked]
+    return bool(torch.backends.mkldnn.is_available()) and any(told)  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ from numpy_mlp.optim import Schedule
 from torch_models.device import choose_device, choose_precision
 from torch_models.device_loader import DeviceLoader
 from torch_models.distributed import LostProcessError, ProcessTeam, launched_by_torchrun
-from torch_models.learner import TorchLearner, is_out_of_memory
+from torch_models.learner import TorchLearner
 
 TorchSettingsT = TypeVar("TorchSettingsT", bound=TorchSettings)
 
@@ -105,34 +105,15 @@ class TorchBackend(Backend[TorchSettingsT]):
             raise UserError(str(error)) from None
         precision, reason = settings.precision, ""
         if precision == "auto":
-            if not self.team.rank:
-                precision, reason = self._measure(settings, dataset, device)
+            precision, reason = choose_precision("auto", device)
             precision, _, reason = self.team.agree_on(f"{precision}: {reason}").partition(": ")
         if not settings.quiet:
             print(f"device {device}, precision {precision}" + (f" ({reason})" if reason else ""))
         return dataclasses.replace(settings, device=device.type, precision=precision)
 
-    def _measure(
-        self, settings: TorchSettingsT, dataset: Dataset, device: torch.device
-    ) -> tuple[str, str]:
-        learner = self._learner(settings, dataset, device)
-        for size in (256, 64, 16):  # where memory is short, a small batch tells as well
-            shape = (min(settings.batch_size, size), *dataset.image_shape)
-            batch = torch.zeros(shape), torch.zeros(shape[0], dtype=torch.int64)
-            try:
-                return choose_precision("auto", learner.model, learner.to_device(*batch))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-        return "float32", "too little memory to measure bf16"
-
     def build(self, settings: TorchSettingsT, dataset: Dataset) -> TorchLearner:
         """Return the network and its optimizer, on the device."""
-        return self._learner(settings, dataset, torch.device(settings.device))
-
-    def _learner(
-        self, settings: TorchSettingsT, dataset: Dataset, device: torch.device
-    ) -> TorchLearner:
+        device = torch.device(settings.device)
         torch.manual_seed(settings.seed)
         model = self._make_model(settings, dataset, self.team.size)
         if settings.precision == "float64":

@@ -26,7 +26,7 @@ class TorchSettings(TrainSettings):
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = setting(
         "auto",
-        "precision; auto takes bf16 autocast where a short measurement shows that it pays",
+        "precision; auto takes bf16 autocast where the device has instructions for it",
         choices=("auto", "float32", "bf16", "float64"),
     )
     augment: tuple[str, ...] = setting(

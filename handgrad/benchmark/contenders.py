@@ -162,8 +162,7 @@ def convnet(workload: Workload, threads: int, tuned: bool = False) -> Step:
         return step
     model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-4, fused=True)
-    probe = TorchLearner(model, optimizer, device, channels_last=True)
-    precision, _ = choose_precision("auto", model, probe.to_device(images, labels))
+    precision, _ = choose_precision("auto", device)
     autocast = torch.bfloat16 if precision == "bf16" else None
     learner = TorchLearner(model, optimizer, device, autocast_dtype=autocast, channels_last=True)
     return lambda: learner.train_step(images, labels, 1e-4)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
+from pathlib import Path
 
 import pytest
 import torch
 
 from torch_models import device
-from torch_models.mlp import MLP
 
 
 def test_the_processor_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,26 +34,34 @@ def test_every_process_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         device.choose_device("mps", 0, 2)
 
 
-@pytest.mark.parametrize(("bf16_seconds", "chosen"), [(0.5, "bf16"), (0.95, "float32")])
-def test_precision_is_the_faster_one(
-    monkeypatch: pytest.MonkeyPatch, bf16_seconds: float, chosen: str
+@pytest.mark.parametrize(
+    ("instructions", "chosen"),
+    [({"avx512_bf16": True}, "bf16"), ({"amx_tile": True}, "bf16"), ({}, "float32")],
+)
+def test_precision_is_what_the_processor_has_instructions_for(
+    monkeypatch: pytest.MonkeyPatch, instructions: dict[str, bool], chosen: str
 ) -> None:
-    seconds = itertools.cycle([1.0, bf16_seconds])
-    monkeypatch.setattr(device, "_fastest", lambda *args: next(seconds))
-    batch = torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
-    precision, reason = device.choose_precision("auto", MLP(3, [4], 2), batch)
-    assert precision == chosen
-    assert f"{bf16_seconds:.2f}" in reason
-    assert device.choose_precision("float64", MLP(3, [4], 2), batch)[0] == "float64"
+    for name in ("avx512_bf16", "amx_tile"):
+        there = instructions.get(name, False)
+        monkeypatch.setattr(
+            torch.cpu, f"_is_{name}_supported", lambda there=there: there, raising=False
+        )
+    cpu = torch.device("cpu")
+    precision, reason = device.choose_precision("auto", cpu)
+    assert precision == chosen and "processor" in reason
+    assert device.choose_precision("float64", cpu) == ("float64", "as asked")
+    assert device.choose_precision("bf16", cpu)[0] == "bf16"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert device.choose_precision("auto", cpu)[0] == "float32"
+    assert device.choose_precision("auto", torch.device("mps"))[0] == "float32"
 
 
-def test_the_measurement_leaves_no_trace() -> None:
-    model = MLP(3, [4], 2, dropout=0.5, norm=torch.nn.BatchNorm1d)
-    state, generator = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    batch = torch.randn(6, 3), torch.zeros(6, dtype=torch.int64)
-    torch.set_rng_state(generator)
-    device.choose_precision("auto", model, batch)
-    assert torch.equal(torch.get_rng_state(), generator)
-    assert all(p.grad is None for p in model.parameters())
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state[name])
+def test_a_release_that_does_not_tell_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("avx512_bf16", "amx_tile"):
+        monkeypatch.delattr(torch.cpu, f"_is_{name}_supported", raising=False)
+    assert device.choose_precision("auto", torch.device("cpu"))[0] == "float32"
+
+
+def test_no_clock_decides() -> None:
+    source = Path(device.__file__).read_text(encoding="utf-8")
+    assert "import time" not in source and "perf_counter" not in source

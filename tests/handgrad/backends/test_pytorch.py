@@ -199,7 +199,7 @@ def test_what_auto_decided_is_said_and_recorded(
     out = capsys.readouterr().out
     config = json.loads((folder / "config.json").read_text())
     settings = config["settings"]
-    assert f"device {settings['device']}, precision {settings['precision']} (a step under" in out
+    assert f"device {settings['device']}, precision {settings['precision']} (" in out
     assert settings["precision"] in ("float32", "bf16")
     assert config["versions"]["torch"]
 
