@@ -83,7 +83,10 @@ class Report:
         }
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(out / f"{self.name}.json", text.encode())
-        self._draw(out / f"{self.name}.png")
+        from handgrad.pictures.figures import default_style  # Matplotlib takes a while to import
+
+        with default_style():
+            self._draw(out / f"{self.name}.png")
 
     def _draw(self, path: Path) -> None:
         from matplotlib.figure import Figure

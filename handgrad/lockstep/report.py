@@ -99,7 +99,10 @@ def write(out: Path, comparison: Comparison, settings: TrainSettings) -> None:
         **describe_environment(),
     }
     write_atomically(out / "engines.json", (json.dumps(content, indent=2) + "\n").encode())
-    _draw(out / "engines.png", comparison)
+    from handgrad.pictures.figures import default_style  # Matplotlib takes a while to import
+
+    with default_style():
+        _draw(out / "engines.png", comparison)
 
 
 def _described(comparison: Comparison, contestant: Contestant) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -18,6 +20,14 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, _, _ = PALETTE
 SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN}
 # The same figure is the same file, whenever it is written.
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Draw under Matplotlib's own settings, whatever the user's are: those may ask for LaTeX."""
+    with rc_context():
+        rcdefaults()
+        yield
 
 
 def save(path: Path, figure: Figure, dpi: int = 110) -> None:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from handgrad.data.dataset import Images
 from handgrad.pictures.curves import ACCURACY_TICKS, curves_of, least_error, wants_logarithm
-from handgrad.pictures.figures import SPLIT_COLOURS, save
+from handgrad.pictures.figures import SPLIT_COLOURS, default_style, save
 from handgrad.training.metrics import Row
 
 _SHOWN_UNITS = 100
 
 
+@default_style()
 def plot_curve(
     path: Path, rows: Sequence[Row], quantity: str, steps_per_epoch: int, title: str, best_step: int
 ) -> None:
@@ -85,6 +86,7 @@ def set_scale(axes: Any, quantity: str, values: NDArray[Any]) -> None:
     axes.set_ylim(low, high)
 
 
+@default_style()
 def plot_confusion_matrix(
     path: Path, counts: NDArray[np.int64], class_names: Sequence[str]
 ) -> None:
@@ -117,6 +119,7 @@ def plot_confusion_matrix(
     save(path, figure)
 
 
+@default_style()
 def plot_predictions(
     path: Path,
     images: Images,
@@ -165,6 +168,7 @@ def plot_predictions(
     save(path, figure)
 
 
+@default_style()
 def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, int, int]) -> None:
     """Draw the weights of the first layer's units as images: the hundred with the largest norm.
 

@@ -10,11 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from handgrad.pictures.curves import QUANTITIES, curve, mean_curve
-from handgrad.pictures.figures import BLUE, SPLIT_COLOURS, VERMILLION, save
+from handgrad.pictures.figures import BLUE, SPLIT_COLOURS, VERMILLION, default_style, save
 from handgrad.reproduction.rows import Experiment
 from handgrad.reproduction.runs import Result
 
 
+@default_style()
 def draw_curves(
     path: Path, experiment: Experiment, results: Mapping[int, Result], quick: bool
 ) -> None:
@@ -52,6 +53,7 @@ def draw_curves(
     save(path, figure, dpi=80)
 
 
+@default_style()
 def draw_overview(
     path: Path, experiments: Sequence[Experiment], results: Mapping[str, Mapping[int, Result]]
 ) -> None:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from handgrad.console import printable
 from handgrad.pictures.curves import QUANTITIES, Values, curve, mean_curve
-from handgrad.pictures.figures import PALETTE, save
+from handgrad.pictures.figures import PALETTE, default_style, save
 from handgrad.pictures.plots import set_scale
 from handgrad.runs.declare import text_of
 from handgrad.runs.record import RunRecord
@@ -102,6 +102,7 @@ def _seeds(group: Group) -> str:
     return f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
 
 
+@default_style()
 def plot_groups(path: Path, groups: Sequence[Group], split: str, over: str) -> None:
     """Draw loss and accuracy of ``split``, a colour a group, and write it to ``path``.
 

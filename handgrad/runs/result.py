@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handgrad.console import printable
 from handgrad.data import Dataset
 from handgrad.data.preprocess import Preprocessing
 from handgrad.environment import peak_memory_bytes
@@ -52,7 +56,7 @@ class Result:
         self.confusions = count_confusions(self.test.predicted, labels, self.dataset.n_classes)
 
     def write(self, measured: Mapping[str, Any]) -> dict[str, Any]:
-        """Write summary, weights and pictures, and return the summary.
+        """Write summary and weights, and return the summary.
 
         Args:
             measured: what is known of speed and memory from before, where nothing was trained.
@@ -60,8 +64,11 @@ class Result:
         summary = self._summary() | dict(measured)
         write_atomically(self.folder / SUMMARY, to_json(summary))
         save_arrays(self.folder / MODEL, self.loop.learner.weights(), self._metadata())
-        draw_pictures(self)
         return summary
+
+    def draw(self) -> None:
+        """Draw the pictures."""
+        draw_pictures(self)
 
     def _summary(self) -> dict[str, Any]:
         progress, dataset = self.loop.progress, self.dataset
@@ -134,27 +141,63 @@ class Result:
 
 
 def draw_pictures(result: Result) -> None:
-    """Draw curves, confusion matrix, predictions and first layer of a result."""
-    # Matplotlib takes as long to import as a small network to train.
-    from handgrad.pictures import plots
+    """Draw curves, confusion matrix, predictions and first layer of a result.
 
-    settings, dataset, loop, folder = result.settings, result.dataset, result.loop, result.folder
+    A picture that cannot be drawn is a line on standard error; the result is there without it.
+    """
+    try:
+        plots = _plots()
+    except (ImportError, ValueError) as error:
+        _complain("the pictures", error)
+        return
+    settings, dataset, loop = result.settings, result.dataset, result.loop
     accuracy = np.trace(result.confusions) / result.confusions.sum()
     title = (
         f"{dataset.name}, {settings.optimizer}, learning rate {settings.lr:g}, batches of "
         f"{settings.batch_size}: test accuracy {accuracy:.4f}"
     )
     best_step = loop.progress.best_step if loop.best_weights else 0
-    for quantity in ("loss", "accuracy"):
-        path = folder / f"{quantity}.png"
-        plots.plot_curve(path, result.rows, quantity, len(loop.train_loader), title, best_step)
-    names = dataset.class_names
-    plots.plot_confusion_matrix(folder / "confusion_matrix.png", result.confusions, names)
-    test = dataset.test
-    path = folder / "predictions.png"
-    plots.plot_predictions(path, test.images, test.labels, result.test.predicted, names)
-    weight = loop.learner.first_layer()
-    plots.plot_first_layer(folder / "first_layer.png", weight, dataset.image_shape)
+    steps, names, test = len(loop.train_loader), dataset.class_names, dataset.test
+    weight, predicted = loop.learner.first_layer(), result.test.predicted
+    drawings: dict[str, Callable[[Path], None]] = {
+        "loss.png": lambda p: plots.plot_curve(p, result.rows, "loss", steps, title, best_step),
+        "accuracy.png": lambda p: plots.plot_curve(
+            p, result.rows, "accuracy", steps, title, best_step
+        ),
+        "confusion_matrix.png": lambda p: plots.plot_confusion_matrix(p, result.confusions, names),
+        "predictions.png": lambda p: plots.plot_predictions(
+            p, test.images, test.labels, predicted, names
+        ),
+        "first_layer.png": lambda p: plots.plot_first_layer(p, weight, dataset.image_shape),
+    }
+    for name, draw in drawings.items():
+        try:
+            draw(result.folder / name)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            _complain(name, error)
+
+
+def _plots() -> ModuleType:
+    """Import what draws; Matplotlib takes as long to import as a small network to train."""
+    try:
+        from handgrad.pictures import plots
+    except ValueError:  # MPLBACKEND names one that is not here, a notebook's, say; we need none
+        named = os.environ.pop("MPLBACKEND", None)
+        for half in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[half]
+        try:
+            from handgrad.pictures import plots
+        finally:
+            if named is not None:
+                os.environ["MPLBACKEND"] = named
+    return plots
+
+
+def _complain(what: str, error: Exception) -> None:
+    reason = printable(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+    print(f"{what} could not be drawn: {reason}", file=sys.stderr)
 
 
 def measured_before(folder: Path, step: int) -> dict[str, Any]:

@@ -331,10 +331,12 @@ class Run(Generic[SettingsT]):
             )
             trained = begun != loop.progress.step
             summary = result.write({} if trained else measured_before(self.folder, begun))
+            self._tell(summary)
+            result.draw()
             if certainties is not None:
                 result.report(summary, certainties, self.command.invocation)
+                print(f"report: {self.folder / REPORT}")
         team.wait()
-        self._tell(summary)
         return summary
 
     def _announce(self) -> None:
@@ -359,6 +361,6 @@ class Run(Generic[SettingsT]):
             f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f}"
             + (f", best validation accuracy {best:.4f}" if best is not None else "")
             + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
-            + f"\nrun folder: {self.folder}"
-            + (f"\nreport: {self.folder / REPORT}" if self.settings.report else "")
+            + f"\nrun folder: {self.folder}",
+            flush=True,
         )
