@@ -10,6 +10,35 @@ from numpy.typing import DTypeLike
 from numpy_mlp.modules.module import Array, Module, check_dtype
 
 
+def initial_weight(
+    shape: tuple[int, ...],
+    gain: float,
+    weight_std: float | None,
+    rng: np.random.Generator | None,
+    dtype: DTypeLike,
+) -> Array:
+    """Return weights from N(0, gain² / fan_in), or from N(0, ``weight_std``²) if that is given.
+
+    Args:
+        shape: outputs first; all others together are the fan_in, what an output sums over.
+        gain: of the activation before.
+        weight_std: overrides the rule.
+        rng: where they are drawn from.
+        dtype: of the result.
+
+    Raises:
+        ValueError: ``weight_std`` is not positive.
+
+    Source: He et al., *Delving Deep into Rectifiers*, ICCV 2015, equation 10.
+    """
+    if weight_std is None:
+        weight_std = gain / math.sqrt(math.prod(shape[1:]))
+    elif not 0 < weight_std < math.inf:
+        raise ValueError(f"weight_std must be positive, got {weight_std!r}")
+    rng = np.random.default_rng() if rng is None else rng
+    return (rng.standard_normal(shape) * weight_std).astype(dtype)
+
+
 class LinearModule(Module, takes_workspace=True):
     r"""Affine map of each row of a batch: ``y = x Wᵀ + b``.
 
@@ -61,16 +90,12 @@ class LinearModule(Module, takes_workspace=True):
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if not isinstance(size, int | np.integer) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}")
-        if weight_std is not None and not 0 < weight_std < math.inf:
-            raise ValueError(f"weight_std must be positive, got {weight_std!r}")
         check_dtype(dtype)
         self.in_features, self.out_features = int(in_features), int(out_features)
-        if weight_std is None:
-            weight_std = (1.0 if input_layer else gain) / math.sqrt(in_features)
-        rng = np.random.default_rng() if rng is None else rng
-        weight = rng.standard_normal((self.out_features, self.in_features)) * weight_std
+        shape = (self.out_features, self.in_features)
+        gain = 1.0 if input_layer else gain
         self.params = {
-            "weight": weight.astype(dtype),
+            "weight": initial_weight(shape, gain, weight_std, rng, dtype),
             "bias": np.zeros(self.out_features, dtype=dtype),
         }
         self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}

@@ -1,0 +1,331 @@
+"""Two-dimensional convolution: patches as rows of a matrix, and one matrix product."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from numpy_mlp.modules.linear import initial_weight
+from numpy_mlp.modules.module import Array, Module, check_dtype
+from numpy_mlp.modules.window import (
+    Pair,
+    Window,
+    channels_first,
+    channels_last,
+    col2im,
+    im2col,
+    pair,
+)
+from numpy_mlp.modules.winograd import Winograd
+from numpy_mlp.parallel import for_chunks
+
+Scratch = Callable[[str, tuple[int, ...]], Array]
+"""Returns an array to work in, by its name and shape, its contents undefined."""
+
+_CHUNK_BYTES = 2 << 20  # of patches: about what stays in a core's cache
+
+
+class Algorithm(Protocol):
+    """How a convolution is computed, for some images (n, H, W, C) at a time.
+
+    ``matrix`` is the weight in the form that it multiplies by.
+    """
+
+    def images_at_once(self, height: int, width: int, itemsize: int) -> int:
+        """Return how many images of H×W to take at a time."""
+        ...
+
+    def matrix(self, weight: Array) -> Array:
+        """Return ``weight`` (O, C/groups, kH, kW) in the form that is multiplied by."""
+        ...
+
+    def weight(self, dmatrix: Array) -> Array:
+        """Return ∂L/∂weight from ∂L/∂matrix: the transpose of :meth:`matrix`."""
+        ...
+
+    def forward(self, x: Array, matrix: Array, y: Array, scratch: Scratch) -> None:
+        """Write the convolution of ``x`` into ``y`` (n, OH, OW, O)."""
+        ...
+
+    def backward(
+        self,
+        x: Array,
+        matrix: Array,
+        dout: Array,
+        dmatrix: Array | None,
+        dx: Array | None,
+        scratch: Scratch,
+    ) -> None:
+        """Write ∂L/∂matrix and ∂L/∂x, each unless it is None."""
+        ...
+
+
+class Im2col:
+    """Convolution as a matrix product, for every stride, padding, dilation and number of groups.
+
+    A window at place p = (n, r, c) sees kH·kW·C numbers. Written as row p of a matrix P, they make
+    the convolution a product, with the weight as a matrix W of a column for each output channel:
+
+        y[p, o] = Σ_{i,j,c} x[n, r·stride + i·dilation - padding, ..., c] · weight[o, c, i, j]
+                = Σ_k P[p, k] W[k, o],   k = (i, j, c)               ⇒   Y = P W
+
+    That is a linear layer whose rows are patches, and so are its gradients; between P and x stands
+    the copying, whose transpose is :func:`~numpy_mlp.modules.window.col2im`:
+
+        dW = Pᵀ δ,    dP = δ Wᵀ,    dx = col2im(dP)
+
+    With groups, channels fall into groups that know nothing of each other: a P, a W each.
+
+    Source: Chellapilla, Puri and Simard, *High Performance Convolutional Neural Networks for
+    Document Processing*, 2006.
+    """
+
+    def __init__(self, window: Window, groups: int = 1) -> None:
+        self.window, self.groups = window, groups
+
+    def images_at_once(self, height: int, width: int, itemsize: int) -> int:
+        """Return how many images' patches stay in the cache, given the bytes of a pixel."""
+        places = math.prod(self.window.output_size(height, width))
+        return max(1, _CHUNK_BYTES // (places * math.prod(self.window.kernel_size) * itemsize))
+
+    def matrix(self, weight: Array) -> Array:
+        """Return ``weight`` as (groups, kH·kW·C/groups, O/groups)."""
+        out_channels, depth, *kernel = weight.shape
+        parts = weight.reshape(self.groups, -1, depth, *kernel)  # (G, O/G, C/G, kH, kW)
+        return parts.transpose(0, 3, 4, 2, 1).reshape(self.groups, -1, out_channels // self.groups)
+
+    def weight(self, dmatrix: Array) -> Array:
+        """Return the entries of a matrix as (O, C/groups, kH, kW)."""
+        groups, size, n_out = dmatrix.shape
+        kernel = self.window.kernel_size
+        parts = dmatrix.reshape(groups, *kernel, size // math.prod(kernel), n_out)
+        return parts.transpose(0, 4, 3, 1, 2).reshape(groups * n_out, -1, *kernel)
+
+    def _patches(self, shape: tuple[int, ...], scratch: Scratch) -> tuple[Array, Array]:
+        """Return memory for patches, as matrices (G, n·OH·OW, K) and as (kH, kW, n, OH, OW, C)."""
+        n, height, width, channels = shape
+        places, kernel = self.window.output_size(height, width), self.window.kernel_size
+        depth = channels // self.groups
+        memory = scratch("patches", (self.groups, n, *places, *kernel, depth))
+        by_offset = memory.transpose(4, 5, 1, 2, 3, 0, 6)  # (kH, kW, n, OH, OW, G, C/G)
+        return memory.reshape(self.groups, -1, math.prod(kernel) * depth), by_offset
+
+    def _padded(self, shape: tuple[int, ...], scratch: Scratch) -> Array:
+        n, height, width, channels = shape
+        top, left = self.window.padding
+        return scratch("padded", (n, height + 2 * top, width + 2 * left, channels))
+
+    def _by_group(self, images: Array) -> Array:
+        """Return (n, h, w, C) as (n, h, w, G, C/G), a view."""
+        return images.reshape(*images.shape[:3], self.groups, -1)
+
+    def _rows(self, y: Array) -> Array:
+        """Return (n, OH, OW, O) as (G, n·OH·OW, O/G), a view."""
+        return y.reshape(-1, self.groups, y.shape[3] // self.groups).transpose(1, 0, 2)
+
+    def _fill(self, x: Array, scratch: Scratch) -> Array:
+        """Return the matrix of the patches of ``x``."""
+        matrix, by_offset = self._patches(x.shape, scratch)
+        padded = self.window.padded(x, self._padded(x.shape, scratch))
+        im2col(self.window, self._by_group(padded), by_offset)
+        return matrix
+
+    def forward(self, x: Array, matrix: Array, y: Array, scratch: Scratch) -> None:
+        """Write Y = P W."""
+        np.matmul(self._fill(x, scratch), matrix, out=self._rows(y))
+
+    def backward(
+        self,
+        x: Array,
+        matrix: Array,
+        dout: Array,
+        dmatrix: Array | None,
+        dx: Array | None,
+        scratch: Scratch,
+    ) -> None:
+        """Write dW = Pᵀ δ and dx = col2im(δ Wᵀ)."""
+        rows = self._rows(dout)
+        if dmatrix is not None:
+            np.matmul(self._fill(x, scratch).transpose(0, 2, 1), rows, out=dmatrix)
+        if dx is not None:
+            dpatches, by_offset = self._patches(x.shape, scratch)  # of P, which has been used
+            np.matmul(rows, matrix.transpose(0, 2, 1), out=dpatches)
+            padded = self._padded(x.shape, scratch)
+            col2im(self.window, by_offset, self._by_group(padded))
+            dx[...] = self.window.inside(padded, *x.shape[1:3])
+
+
+ALGORITHMS = ("auto", "im2col", "winograd")
+
+
+class Conv2dModule(Module, takes_workspace=True):
+    r"""Slide ``out_channels`` filters over images: a cross-correlation, as in ``torch.nn.Conv2d``.
+
+    ``y[n,o,r,s] = bias[o] + Σ_{c,i,j} weight[o,c,i,j] · x[n,c, r·stride + i·dilation - padding,
+    s·stride + j·dilation - padding]``, where x is 0 outside of the image.
+
+    Args:
+        in_channels: channels C of the images.
+        out_channels: number of filters O.
+        kernel_size: of a filter, kH×kW; one number, or (rows, columns), as the next three.
+        stride: distance of one place of the window from the next.
+        padding: rows and columns of zeros on either side.
+        dilation: distance between the pixels that a filter looks at.
+        groups: channels fall into so many groups, and each filter sees one of them.
+        bias: add a number to each output channel.
+        dtype: ``float32`` or ``float64``.
+        rng: source of the initial weights, as in :class:`~numpy_mlp.modules.LinearModule`.
+        gain: of the activation before this layer.
+        weight_std: draw the weights from N(0, ``weight_std``²) instead of Kaiming's scheme, whose
+            variance is gain² / fan_in, of fan_in = C/groups · kH · kW.
+        algorithm: ``"im2col"``; ``"winograd"``, which needs fewer multiplications where the kernel
+            is 3×3 with stride 1, no dilation and one group; ``"auto"`` takes the faster one.
+
+    Shapes:
+        ``x``, ``dx`` (N, C, H, W); ``y``, ``dout`` (N, O, OH, OW), with OH =
+        ⌊(H + 2 padding - dilation (kH - 1) - 1) / stride⌋ + 1; ``weight`` (O, C/groups, kH, kW);
+        ``bias`` (O,). y is channels-last in memory; see :mod:`numpy_mlp.modules.window`.
+
+    Raises:
+        ValueError: a number is out of range, ``groups`` does not divide the channels, the algorithm
+            is not one for this kernel, or the window is larger than an image.
+
+    Source: LeCun et al., *Gradient-Based Learning Applied to Document Recognition*, 1998.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dtype: DTypeLike = np.float64,
+        rng: np.random.Generator | None = None,
+        gain: float = math.sqrt(2.0),
+        weight_std: float | None = None,
+        algorithm: str = "auto",
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+            if groups < 1 or size % groups:
+                raise ValueError(f"groups must divide {name}={size}, got {groups!r}")
+        check_dtype(dtype)
+        self.window = Window(
+            pair("kernel_size", kernel_size, 1),
+            pair("stride", stride, 1),
+            pair("padding", padding, 0),
+            pair("dilation", dilation, 1),
+        )
+        self.in_channels, self.out_channels = int(in_channels), int(out_channels)
+        self.groups = int(groups)
+        self.algorithm = _choose(algorithm, self.window, self.groups, min(in_channels, out_channels))
+        shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
+        self.params = {"weight": initial_weight(shape, gain, weight_std, rng, dtype)}
+        if bias:
+            self.params["bias"] = np.zeros(self.out_channels, dtype=dtype)
+        self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}
+
+    def forward(self, x: Array) -> Array:
+        """Return the convolution of ``x``, (N, C, H, W) -> (N, O, OH, OW)."""
+        assert x.ndim == 4 and x.shape[1] == self.in_channels, (
+            f"Conv2dModule.forward: x has shape {x.shape}, expected (N, {self.in_channels}, H, W)"
+        )
+        weight = self.params["weight"]
+        rows = channels_last(x, np.result_type(x, weight))
+        self._remember(rows)
+        places = self.window.output_size(*rows.shape[1:3])
+        y = self._new("y", (len(x), *places, self.out_channels), rows.dtype)
+        matrix = self.algorithm.matrix(weight)
+
+        def work(chunk: slice, lane: int) -> None:
+            self.algorithm.forward(rows[chunk], matrix, y[chunk], self._scratch(lane, rows.dtype))
+            if "bias" in self.params:
+                y[chunk] += self.params["bias"]
+
+        for_chunks(len(x), self._images_at_once(rows), work)
+        return channels_first(y)
+
+    def backward(self, dout: Array) -> Array:
+        """Store the parameters' gradients and return ∂L/∂x; :class:`Im2col` derives all three.
+
+        The bias is added at every place of every image, so its gradient is the sum over them:
+
+            ∂L/∂bias[o] = Σ_{n,r,s} δ[n,o,r,s]
+        """
+        (rows,) = self._recall()
+        dx = self._new("dx", rows.shape, rows.dtype)
+        self._backward(dout, rows, dx)
+        return channels_first(dx)
+
+    def backward_parameters(self, dout: Array) -> None:
+        """Store ∂L/∂weight and ∂L/∂bias; enough for the first layer of a network."""
+        self._backward(dout, *self._recall(), None)
+
+    def _backward(self, dout: Array, rows: Array, dx: Array | None) -> None:
+        places = self.window.output_size(*rows.shape[1:3])
+        self._check_dout(dout, (len(rows), self.out_channels, *places))
+        upstream = channels_last(dout, np.result_type(dout, rows))
+        matrix = self.algorithm.matrix(self.params["weight"])
+        sums: dict[int, tuple[Array, Array]] = {}  # of each lane: ∂L/∂matrix and ∂L/∂bias
+
+        def work(chunk: slice, lane: int) -> None:
+            scratch = self._scratch(lane, rows.dtype)
+            δ = upstream[chunk]
+            part = scratch("dmatrix" if lane in sums else "sum of dmatrix", matrix.shape)
+            self.algorithm.backward(
+                rows[chunk], matrix, δ, part, None if dx is None else dx[chunk], scratch
+            )
+            dbias = np.ones(math.prod(δ.shape[:3]), δ.dtype) @ δ.reshape(-1, self.out_channels)
+            if lane in sums:
+                for total, more in zip(sums[lane], (part, dbias), strict=True):
+                    total += more
+            else:
+                sums[lane] = part, dbias
+
+        lanes = for_chunks(len(rows), self._images_at_once(rows), work)
+        for lane in range(1, lanes):
+            for total, more in zip(sums[0], sums[lane], strict=True):
+                total += more
+        self.grads["weight"] = self.algorithm.weight(sums[0][0])
+        if "bias" in self.params:
+            self.grads["bias"] = sums[0][1]
+
+    def _images_at_once(self, rows: Array) -> int:
+        bytes_of_pixel = rows.itemsize * max(self.in_channels, self.out_channels)
+        return self.algorithm.images_at_once(*rows.shape[1:3], bytes_of_pixel)
+
+    def _scratch(self, lane: int, dtype: DTypeLike) -> Scratch:
+        """Return what gives this lane arrays to work in."""
+        return lambda name, shape: self._new(f"{name} of lane {lane}", shape, dtype)
+
+    def __repr__(self) -> str:
+        names = ("kernel_size", "stride", "padding", "dilation")
+        numbers = ", ".join(f"{name}={getattr(self.window, name)}" for name in names)
+        return (
+            f"Conv2dModule({self.in_channels}, {self.out_channels}, {numbers}, "
+            f"groups={self.groups}, bias={'bias' in self.params})"
+        )
+
+
+def _choose(algorithm: str, window: Window, groups: int, channels: int) -> Algorithm:
+    """Return what computes a convolution."""
+    fits = Winograd.fits(window) and groups == 1
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+    if algorithm == "winograd" and not fits:
+        raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
+    # With few channels the transforms cost more than the multiplications that they save.
+    if algorithm == "winograd" or (algorithm == "auto" and fits and channels >= 16):
+        return Winograd(window)
+    return Im2col(window, groups)
