@@ -1,4 +1,4 @@
-"""Elementwise activations: ReLU, LeakyReLU, ELU, sigmoid, tanh.
+"""Elementwise activations: ReLU, LeakyReLU, ELU, GELU, SiLU, sigmoid, tanh.
 
 All are ``y[i] = f(x[i])``, so the Jacobian is diagonal and backward is one product:
 
@@ -11,9 +11,13 @@ Shapes: any; ``x``, ``y``, ``dout`` and ``dx`` have the same.
 
 from __future__ import annotations
 
+import math
+from functools import cache
+
 import numpy as np
 
 from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.parallel import elementwise
 
 
 class ReLUModule(Module, takes_workspace=True):
@@ -26,7 +30,7 @@ class ReLUModule(Module, takes_workspace=True):
     def forward(self, x: Array) -> Array:
         """Return ``max(x, 0)``."""
         # One byte an entry, and nobody else holds it: no later change of x or y can spoil it.
-        self._remember(np.greater(x, 0, out=self._new("positive", x.shape, bool)))
+        self._remember(np.greater(x, 0, out=self._like("positive", x, bool)))
         y: Array = np.maximum(x, 0, out=self._over("y", x))
         return y
 
@@ -53,7 +57,7 @@ class LeakyReLUModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``neg_slope · x`` elsewhere."""
-        slope = self._new("slope", x.shape, np.result_type(x, 0.0))
+        slope = self._like("slope", x)
         slope[...] = self.neg_slope
         np.copyto(slope, 1, where=x > 0)
         self._remember(slope)
@@ -92,7 +96,7 @@ class ELUModule(Module, takes_workspace=True):
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``alpha · (exp(x) - 1)`` elsewhere."""
         # exp sees only x <= 0, so that it cannot overflow on the branch that is thrown away.
-        y: Array = np.minimum(x, 0, out=self._new("y", x.shape, np.result_type(x, 0.0)))
+        y: Array = np.minimum(x, 0, out=self._like("y", x))
         np.expm1(y, out=y)
         y *= self.alpha
         np.copyto(y, x, where=x > 0)
@@ -108,7 +112,7 @@ class ELUModule(Module, takes_workspace=True):
         """
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = np.add(y, self.alpha, out=self._new("dx", y.shape, np.result_type(y, dout)))
+        dx: Array = np.add(y, self.alpha, out=self._like("dx", y, np.result_type(y, dout)))
         np.copyto(dx, 1, where=y > 0)  # f'(x), so far
         dx *= dout
         return dx
@@ -123,7 +127,7 @@ class SigmoidModule(Module, takes_workspace=True):
     def forward(self, x: Array) -> Array:
         """Return σ(x), exact to rounding for every x."""
         # exp(-|x|) cannot overflow, and σ(x) = e/(1+e) for x < 0 keeps the digits of tiny values.
-        e = np.abs(x, out=self._new("e", x.shape, np.result_type(x, 0.0)))
+        e = np.abs(x, out=self._like("e", x))
         np.exp(np.negative(e, out=e), out=e)
         not_negative = x >= 0
         y: Array = np.add(e, 1, out=self._over("y", x))
@@ -136,7 +140,7 @@ class SigmoidModule(Module, takes_workspace=True):
         """Return ∂L/∂x: σ'(x) = σ(x) (1 - σ(x))  ⇒  dx = dout * y * (1 - y)."""
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = np.subtract(1, y, out=self._new("dx", y.shape, np.result_type(y, dout)))
+        dx: Array = np.subtract(1, y, out=self._like("dx", y, np.result_type(y, dout)))
         dx *= y
         dx *= dout
         return dx
@@ -155,7 +159,145 @@ class TanhModule(Module, takes_workspace=True):
         """Return ∂L/∂x: tanh'(x) = 1 - tanh²(x)  ⇒  dx = dout * (1 - y²)."""
         (y,) = self._recall()
         self._check_dout(dout, y.shape)
-        dx: Array = np.multiply(y, y, out=self._new("dx", y.shape, np.result_type(y, dout)))
+        dx: Array = np.multiply(y, y, out=self._like("dx", y, np.result_type(y, dout)))
         np.subtract(1, dx, out=dx)
         dx *= dout
         return dx
+
+
+class _SlopeModule(Module):
+    """An activation whose derivative is cheapest to compute beside it, and is what is kept."""
+
+    def forward(self, x: Array) -> Array:
+        """Return f(x)."""
+        y, slope = self._like("y", x), self._like("slope", x) if self.training else None
+        if slope is None:
+            elementwise(lambda x, y: self._compute(x, y, None), x, y)
+        else:
+            elementwise(self._compute, x, y, slope)
+            self._remember(slope)
+        return y
+
+    def _compute(self, x: Array, y: Array, slope: Array | None) -> None:
+        """Write f(x) into ``y`` and f'(x) into ``slope``, where it is wanted."""
+        raise NotImplementedError
+
+    def backward(self, dout: Array) -> Array:
+        """Return ∂L/∂x = δ · f'(x)."""
+        (slope,) = self._recall()
+        self._check_dout(dout, slope.shape)
+        dx = self._like("dx", slope)
+        elementwise(lambda a, b, c: np.multiply(a, b, out=c), dout, slope, dx)
+        return dx
+
+
+class SiLUModule(_SlopeModule, takes_workspace=True):
+    """Sigmoid-weighted linear unit, or swish: ``y = x σ(x)``.
+
+    ``f'(x) = σ(x) (1 + x (1 - σ(x)))``.
+
+    Source: Elfwing, Uchibe and Doya, *Sigmoid-weighted linear units*, 2017.
+    """
+
+    def _compute(self, x: Array, y: Array, slope: Array | None) -> None:
+        # σ(x) = (1 + tanh(x/2)) / 2, which cannot overflow.
+        σ = np.tanh(x * 0.5)
+        σ += 1
+        σ *= 0.5
+        np.multiply(x, σ, out=y)
+        if slope is not None:  # σ + y (1 - σ)
+            np.subtract(1, σ, out=slope)
+            slope *= y
+            slope += σ
+
+
+class GELUModule(_SlopeModule, takes_workspace=True):
+    """Gaussian error linear unit: ``y = x Φ(x)``, with Φ the normal distribution function.
+
+    ``Φ(x) = (1 + erf(x / √2)) / 2`` and ``f'(x) = Φ(x) + x φ(x)``, where φ(x) = exp(-x²/2) / √(2π).
+
+    Args:
+        approximate: ``"none"``, or ``"tanh"``, which is faster and off by at most 5e-4: Φ(x) ≈
+            (1 + tanh u) / 2 with u = √(2/π) (x + 0.044715 x³), so that f'(x) = (1 + tanh u) / 2 +
+            x (1 - tanh² u) u' / 2. As in ``torch.nn.GELU``.
+
+    Raises:
+        ValueError: ``approximate`` is neither.
+
+    Source: Hendrycks and Gimpel, *Gaussian Error Linear Units*, 2016.
+    """
+
+    def __init__(self, approximate: str = "none") -> None:
+        super().__init__()
+        if approximate not in ("none", "tanh"):
+            raise ValueError(f"approximate must be 'none' or 'tanh', got {approximate!r}")
+        self.approximate = approximate
+
+    def _compute(self, x: Array, y: Array, slope: Array | None) -> None:
+        if self.approximate == "tanh":
+            self._by_tanh(x, y, slope)
+            return
+        φ = np.multiply(x, x)
+        φ *= -0.5
+        np.exp(φ, out=φ)  # √(2π) times it
+        Φ = _normal_cdf(x, φ)
+        np.multiply(x, Φ, out=y)
+        if slope is not None:
+            np.multiply(x, φ, out=slope)
+            slope *= 1 / math.sqrt(2 * math.pi)
+            slope += Φ
+
+    @staticmethod
+    def _by_tanh(x: Array, y: Array, slope: Array | None) -> None:
+        a, b = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)
+        square = x * x
+        t = square * b
+        t += a
+        t *= x  # u
+        np.tanh(t, out=t)
+        half = 0.5 * t
+        half += 0.5  # (1 + tanh u) / 2
+        np.multiply(x, half, out=y)
+        if slope is not None:  # half + y (1 - tanh u) u', since (1 - t²)/2 = half (1 - t)
+            square *= 3 * b
+            square += a  # u'
+            np.subtract(1, t, out=slope)
+            slope *= square
+            slope *= y
+            slope += half
+
+    def __repr__(self) -> str:
+        return f"GELUModule(approximate={self.approximate!r})"
+
+
+def _normal_cdf(x: Array, gauss: Array) -> Array:
+    """Return Φ(x), given exp(-x²/2).
+
+    1 - Φ(z) = exp(-z²/2) q(t) for z ≥ 0, with q smooth in t = 2 / (2 + z): a polynomial.
+    """
+    z = np.minimum(np.abs(x), 9)  # Φ(-9) is 1e-19
+    t = 2 / (2 + z)
+    lowest = 2 / (2 + 9)
+    t -= (1 + lowest) / 2
+    t *= 2 / (1 - lowest)  # in [-1, 1]
+    coefficients = _tail_polynomial(9 if x.dtype == np.float32 else 24)
+    tail = np.full_like(t, coefficients[-1])
+    for c in coefficients[-2::-1]:
+        tail *= t
+        tail += c
+    tail *= gauss
+    return np.where(x < 0, tail, 1 - tail)
+
+
+@cache
+def _tail_polynomial(degree: int) -> list[float]:
+    """Return the coefficients of q, by interpolation at Chebyshev's points."""
+    lowest = 2 / (2 + 9)
+
+    def q(s: Array) -> Array:
+        z = 2 / ((1 + lowest) / 2 + s * (1 - lowest) / 2) - 2
+        return np.array([math.erfc(v / math.sqrt(2)) * math.exp(v * v / 2) / 2 for v in z])
+
+    chebyshev = np.polynomial.chebyshev
+    found: list[float] = chebyshev.cheb2poly(chebyshev.chebinterpolate(q, degree)).tolist()
+    return found

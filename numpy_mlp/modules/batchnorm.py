@@ -1,4 +1,4 @@
-"""Batch normalisation of a batch of vectors."""
+"""Batch normalisation, of vectors and of images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numpy_mlp.modules.module import Array, Module, check_dtype
+from numpy_mlp.modules.window import channels_first, channels_last
+from numpy_mlp.parallel import for_chunks
+
+_CHUNK_BYTES = 1 << 18  # of images: what a pass reads stays in the cache for its next operation
 
 
 class BatchNormModule(Module, takes_workspace=True):
@@ -97,10 +101,14 @@ class BatchNormModule(Module, takes_workspace=True):
             x, mean, out=self._new("deviation", x.shape, np.result_type(x, 0.0))
         )
         var = np.einsum("nd,nd->d", deviation, deviation) / n
+        self._track(mean, var, n)
+        return mean, var
+
+    def _track(self, mean: Array, var: Array, n: int) -> None:
+        """Let the running statistics follow those of a batch of n."""
         self.running_mean[...] += self.momentum * (mean - self.running_mean)
         self.running_var[...] += self.momentum * (var * (n / (n - 1)) - self.running_var)
         self.buffers["num_batches_tracked"] += 1
-        return mean, var
 
     def backward(self, dout: Array) -> Array:
         """Store ∂L/∂weight and ∂L/∂bias in ``grads`` and return ∂L/∂x.
@@ -139,4 +147,126 @@ class BatchNormModule(Module, takes_workspace=True):
         return dx
 
     def __repr__(self) -> str:
-        return f"BatchNormModule({self.num_features}, eps={self.eps}, momentum={self.momentum})"
+        return (
+            f"{type(self).__name__}({self.num_features}, eps={self.eps}, momentum={self.momentum})"
+        )
+
+
+class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
+    """Standardise each channel over the images and their pixels, then scale and shift it.
+
+    :class:`BatchNormModule` with a row for every pixel of every image, M = N·H·W of them: ``x_hat =
+    (x - μ) / √(σ² + eps)``, ``y = weight · x_hat + bias``, with μ and σ² over (N, H, W). Arguments
+    and errors are those of that class, as ``torch.nn.BatchNorm2d``'s.
+
+    Shapes: ``x``, ``y``, ``dout``, ``dx`` (N, C, H, W); ``weight``, ``bias``, running statistics
+    (C,).
+
+    Source: Ioffe and Szegedy, *Batch Normalization*, ICML 2015, section 3.2; the statistics of a
+    batch are put together from those of its parts after Chan, Golub and LeVeque, 1983.
+    """
+
+    def forward(self, x: Array) -> Array:
+        """Return ``weight · x_hat + bias``, (N, C, H, W) -> the same."""
+        assert x.ndim == 4 and x.shape[1] == self.num_features, (
+            f"BatchNorm2dModule.forward: x has shape {x.shape}, expected "
+            f"(N, {self.num_features}, H, W)"
+        )
+        rows = channels_last(x, np.result_type(x, self.params["weight"]))
+        if self.training:
+            mean, var = self._batch_statistics(rows)
+        else:
+            mean, var = self.running_mean, self.running_var
+        inv_std = 1 / np.sqrt(var + self.eps)  # (C,)
+        self._remember(rows, mean, inv_std)
+        y = self._new("y", rows.shape, rows.dtype)
+        scale, bias = self.params["weight"] * inv_std, self.params["bias"]
+
+        def work(chunk: slice, lane: int) -> None:
+            part = np.subtract(rows[chunk], mean, out=y[chunk])
+            part *= scale
+            part += bias
+
+        for_chunks(len(rows), self._images_at_once(rows), work)
+        return channels_first(y)
+
+    def _batch_statistics(self, rows: Array) -> tuple[Array, Array]:
+        n = rows[..., 0].size
+        if n < 2:
+            raise ValueError(
+                f"batch normalisation needs more than one value of a channel to train on, got "
+                f"{len(rows)} image of {rows.shape[1]}×{rows.shape[2]}"
+            )
+        parts: dict[int, tuple[int, Array, Array]] = {}  # by place: how many, their mean, variance
+
+        def work(chunk: slice, lane: int) -> None:
+            part = rows[chunk].reshape(-1, self.num_features)
+            mean = _ones(part) @ part / len(part)
+            deviation = self._new(f"deviation of lane {lane}", part.shape, part.dtype)
+            np.subtract(part, mean, out=deviation)
+            np.multiply(deviation, deviation, out=deviation)
+            parts[chunk.start] = len(part), mean, _ones(part) @ deviation
+
+        for_chunks(len(rows), self._images_at_once(rows), work)
+        counts, means, squares = map(
+            np.array, zip(*(parts[at] for at in sorted(parts)), strict=True)
+        )
+        share = (counts / n)[:, None]  # float64: a batch is up to a million values a channel
+        mean = (share * means).sum(axis=0)
+        var = squares.sum(axis=0) / n + (share * (means - mean) ** 2).sum(axis=0)
+        mean, var = mean.astype(rows.dtype), var.astype(rows.dtype)
+        self._track(mean, var, n)
+        return mean, var
+
+    def backward(self, dout: Array) -> Array:
+        """Store ∂L/∂weight and ∂L/∂bias in ``grads`` and return ∂L/∂x.
+
+        As :meth:`BatchNormModule.backward` derives it, with a row m for each pixel of each image:
+
+            dweight = Σ_m δ[m] · x_hat[m],  dbias = Σ_m δ[m],
+            dx = s · weight (δ - dbias/M - x_hat · dweight/M),   s = (σ² + eps)^(-1/2)
+        """
+        rows, mean, inv_std = self._recall()
+        n_images, height, width, channels = rows.shape
+        self._check_dout(dout, (n_images, channels, height, width))
+        upstream, n = channels_last(dout, rows.dtype), n_images * height * width
+        parts: dict[int, tuple[Array, Array]] = {}
+
+        def sums(chunk: slice, lane: int) -> None:
+            δ = upstream[chunk].reshape(-1, channels)
+            x_hat = self._new(f"deviation of lane {lane}", δ.shape, δ.dtype)
+            np.subtract(rows[chunk].reshape(-1, channels), mean, out=x_hat)
+            np.multiply(x_hat, δ, out=x_hat)
+            parts[chunk.start] = _ones(δ) @ x_hat, _ones(δ) @ δ
+
+        for_chunks(n_images, self._images_at_once(rows), sums)
+        dweight, dbias = (
+            np.sum(part, axis=0, dtype=np.float64)
+            for part in zip(*(parts[at] for at in sorted(parts)), strict=True)
+        )
+        dweight *= inv_std
+        for name, grad in (("weight", dweight), ("bias", dbias)):
+            self.grads[name] = grad.astype(rows.dtype)
+        scale = self.params["weight"] * inv_std
+        slope = (scale * inv_std * dweight / n).astype(rows.dtype)
+        shift = (dbias / n).astype(rows.dtype)
+        dx = self._new("dx", rows.shape, rows.dtype)
+
+        def work(chunk: slice, lane: int) -> None:
+            along = self._new(f"deviation of lane {lane}", rows[chunk].shape, rows.dtype)
+            np.subtract(rows[chunk], mean, out=along)
+            along *= slope
+            part = np.subtract(upstream[chunk], shift, out=dx[chunk])
+            part *= scale
+            part -= along
+
+        for_chunks(n_images, self._images_at_once(rows), work)
+        return channels_first(dx)
+
+    def _images_at_once(self, rows: Array) -> int:
+        return max(1, _CHUNK_BYTES // max(1, rows[:1].nbytes))
+
+
+def _ones(rows: Array) -> Array:
+    """Return ones: their product with ``rows`` is the sum over the rows, at the speed of BLAS."""
+    return np.ones(len(rows), rows.dtype)

@@ -12,7 +12,6 @@ from numpy.typing import DTypeLike
 from numpy_mlp.modules.linear import initial_weight
 from numpy_mlp.modules.module import Array, Module, check_dtype
 from numpy_mlp.modules.window import (
-    Pair,
     Window,
     channels_first,
     channels_last,
@@ -229,7 +228,9 @@ class Conv2dModule(Module, takes_workspace=True):
         )
         self.in_channels, self.out_channels = int(in_channels), int(out_channels)
         self.groups = int(groups)
-        self.algorithm = _choose(algorithm, self.window, self.groups, min(in_channels, out_channels))
+        self.algorithm = _choose(
+            algorithm, self.window, self.groups, min(in_channels, out_channels)
+        )
         shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
         self.params = {"weight": initial_weight(shape, gain, weight_std, rng, dtype)}
         if bias:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -85,6 +86,10 @@ class Module:
         """Forget what the last ``forward`` remembered."""
         self._cache = None
 
+    def modules(self) -> Iterator[Module]:
+        """Yield this module, and those that it is made of."""
+        yield self
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -114,6 +119,14 @@ class Module:
             return np.empty(shape, dtype)
         return self.workspace.array((id(self), name), shape, dtype)
 
+    def _like(self, name: str, x: Array, dtype: DTypeLike = None) -> Array:
+        """Return such an array of the shape of ``x`` and, for images, its order in memory."""
+        dtype = np.result_type(x, 0.0) if dtype is None else dtype
+        if x.ndim == 4 and not x.flags.c_contiguous:
+            n, channels, height, width = x.shape
+            return self._new(name, (n, height, width, channels), dtype).transpose(0, 3, 1, 2)
+        return self._new(name, x.shape, dtype)
+
     def _over(self, name: str, x: Array, *others: Any) -> Array:
         """Return an array to write a result of x's shape into: x itself, if nobody needs it.
 
@@ -125,7 +138,7 @@ class Module:
         dtype = np.result_type(x, 0.0, *others)
         if self.workspace is not None and x.dtype == dtype and self.workspace.may_overwrite(x):
             return x
-        return self._new(name, x.shape, dtype)
+        return self._like(name, x, dtype)
 
     def _matmul(self, name: str, a: Array, b: Array) -> Array:
         """Return ``a @ b``, (M, K) @ (K, N) -> (M, N), in an array of :meth:`_new`."""
