@@ -65,7 +65,7 @@ def for_chunks(n: int, size: int, work: Callable[[slice, int], None]) -> int:
     def run(lane: int) -> None:
         start, stop = lane * n // lanes, (lane + 1) * n // lanes
         with np.errstate(**errors):
-            for first in range(start, stop, size):
+            for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
                 work(slice(first, min(first + size, stop)), lane)
 
     if lanes == 1:

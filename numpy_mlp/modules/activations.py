@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -170,7 +171,8 @@ class _SlopeModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return f(x)."""
-        y, slope = self._like("y", x), self._like("slope", x) if self.training else None
+        slope = self._like("slope", x) if self.training else None
+        y = self._over("y", x)
         if slope is None:
             elementwise(lambda x, y: self._compute(x, y, None), x, y)
         else:
@@ -179,14 +181,14 @@ class _SlopeModule(Module):
         return y
 
     def _compute(self, x: Array, y: Array, slope: Array | None) -> None:
-        """Write f(x) into ``y`` and f'(x) into ``slope``, where it is wanted."""
+        """Write f(x) into ``y``, which may be ``x``, and f'(x) into ``slope``, if it is wanted."""
         raise NotImplementedError
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x = δ · f'(x)."""
         (slope,) = self._recall()
         self._check_dout(dout, slope.shape)
-        dx = self._like("dx", slope)
+        dx = self._over("dx", dout, slope)
         elementwise(lambda a, b, c: np.multiply(a, b, out=c), dout, slope, dx)
         return dx
 
@@ -241,11 +243,11 @@ class GELUModule(_SlopeModule, takes_workspace=True):
         φ *= -0.5
         np.exp(φ, out=φ)  # √(2π) times it
         Φ = _normal_cdf(x, φ)
-        np.multiply(x, Φ, out=y)
         if slope is not None:
             np.multiply(x, φ, out=slope)
             slope *= 1 / math.sqrt(2 * math.pi)
             slope += Φ
+        np.multiply(x, Φ, out=y)
 
     @staticmethod
     def _by_tanh(x: Array, y: Array, slope: Array | None) -> None:
@@ -294,7 +296,7 @@ def _tail_polynomial(degree: int) -> list[float]:
     """Return the coefficients of q, by interpolation at Chebyshev's points."""
     lowest = 2 / (2 + 9)
 
-    def q(s: Array) -> Array:
+    def q(s: Array) -> Any:
         z = 2 / ((1 + lowest) / 2 + s * (1 - lowest) / 2) - 2
         return np.array([math.erfc(v / math.sqrt(2)) * math.exp(v * v / 2) / 2 for v in z])
 

@@ -202,7 +202,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
         def work(chunk: slice, lane: int) -> None:
             part = rows[chunk].reshape(-1, self.num_features)
             mean = _ones(part) @ part / len(part)
-            deviation = self._new(f"deviation of lane {lane}", part.shape, part.dtype)
+            deviation = self._scratch("deviation", lane, part.shape, part.dtype)
             np.subtract(part, mean, out=deviation)
             np.multiply(deviation, deviation, out=deviation)
             parts[chunk.start] = len(part), mean, _ones(part) @ deviation
@@ -234,7 +234,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
 
         def sums(chunk: slice, lane: int) -> None:
             δ = upstream[chunk].reshape(-1, channels)
-            x_hat = self._new(f"deviation of lane {lane}", δ.shape, δ.dtype)
+            x_hat = self._scratch("deviation", lane, δ.shape, δ.dtype)
             np.subtract(rows[chunk].reshape(-1, channels), mean, out=x_hat)
             np.multiply(x_hat, δ, out=x_hat)
             parts[chunk.start] = _ones(δ) @ x_hat, _ones(δ) @ δ
@@ -250,10 +250,10 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
         scale = self.params["weight"] * inv_std
         slope = (scale * inv_std * dweight / n).astype(rows.dtype)
         shift = (dbias / n).astype(rows.dtype)
-        dx = self._new("dx", rows.shape, rows.dtype)
+        dx = channels_last(self._over("dx", channels_first(upstream)))
 
         def work(chunk: slice, lane: int) -> None:
-            along = self._new(f"deviation of lane {lane}", rows[chunk].shape, rows.dtype)
+            along = self._scratch("deviation", lane, rows[chunk].shape, rows.dtype)
             np.subtract(rows[chunk], mean, out=along)
             along *= slope
             part = np.subtract(upstream[chunk], shift, out=dx[chunk])

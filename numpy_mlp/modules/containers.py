@@ -77,7 +77,7 @@ class SequentialModule(_Container, takes_workspace=True):
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x, from the last module to the first."""
-        for child in reversed(self.children.values()):
+        for child in reversed(list(self.children.values())):
             dout = child.backward(dout)
         return dout
 

@@ -34,8 +34,8 @@ class Algorithm(Protocol):
     ``matrix`` is the weight in the form that it multiplies by.
     """
 
-    def images_at_once(self, height: int, width: int, itemsize: int) -> int:
-        """Return how many images of H×W to take at a time."""
+    def images_at_once(self, height: int, width: int, pixel_bytes: int) -> int:
+        """Return how many images of H×W pixels to take at a time."""
         ...
 
     def matrix(self, weight: Array) -> Array:
@@ -86,10 +86,10 @@ class Im2col:
     def __init__(self, window: Window, groups: int = 1) -> None:
         self.window, self.groups = window, groups
 
-    def images_at_once(self, height: int, width: int, itemsize: int) -> int:
-        """Return how many images' patches stay in the cache, given the bytes of a pixel."""
+    def images_at_once(self, height: int, width: int, pixel_bytes: int) -> int:
+        """Return how many images' patches stay in the cache."""
         places = math.prod(self.window.output_size(height, width))
-        return max(1, _CHUNK_BYTES // (places * math.prod(self.window.kernel_size) * itemsize))
+        return max(1, _CHUNK_BYTES // (places * math.prod(self.window.kernel_size) * pixel_bytes))
 
     def matrix(self, weight: Array) -> Array:
         """Return ``weight`` as (groups, kH·kW·C/groups, O/groups)."""
@@ -250,7 +250,9 @@ class Conv2dModule(Module, takes_workspace=True):
         matrix = self.algorithm.matrix(weight)
 
         def work(chunk: slice, lane: int) -> None:
-            self.algorithm.forward(rows[chunk], matrix, y[chunk], self._scratch(lane, rows.dtype))
+            self.algorithm.forward(
+                rows[chunk], matrix, y[chunk], self._scratch_of(lane, rows.dtype)
+            )
             if "bias" in self.params:
                 y[chunk] += self.params["bias"]
 
@@ -271,7 +273,8 @@ class Conv2dModule(Module, takes_workspace=True):
 
     def backward_parameters(self, dout: Array) -> None:
         """Store ∂L/∂weight and ∂L/∂bias; enough for the first layer of a network."""
-        self._backward(dout, *self._recall(), None)
+        (rows,) = self._recall()
+        self._backward(dout, rows, None)
 
     def _backward(self, dout: Array, rows: Array, dx: Array | None) -> None:
         places = self.window.output_size(*rows.shape[1:3])
@@ -281,7 +284,7 @@ class Conv2dModule(Module, takes_workspace=True):
         sums: dict[int, tuple[Array, Array]] = {}  # of each lane: ∂L/∂matrix and ∂L/∂bias
 
         def work(chunk: slice, lane: int) -> None:
-            scratch = self._scratch(lane, rows.dtype)
+            scratch = self._scratch_of(lane, rows.dtype)
             δ = upstream[chunk]
             part = scratch("dmatrix" if lane in sums else "sum of dmatrix", matrix.shape)
             self.algorithm.backward(
@@ -303,12 +306,12 @@ class Conv2dModule(Module, takes_workspace=True):
             self.grads["bias"] = sums[0][1]
 
     def _images_at_once(self, rows: Array) -> int:
-        bytes_of_pixel = rows.itemsize * max(self.in_channels, self.out_channels)
-        return self.algorithm.images_at_once(*rows.shape[1:3], bytes_of_pixel)
+        height, width = rows.shape[1:3]
+        return self.algorithm.images_at_once(height, width, rows.itemsize * self.in_channels)
 
-    def _scratch(self, lane: int, dtype: DTypeLike) -> Scratch:
+    def _scratch_of(self, lane: int, dtype: DTypeLike) -> Scratch:
         """Return what gives this lane arrays to work in."""
-        return lambda name, shape: self._new(f"{name} of lane {lane}", shape, dtype)
+        return lambda name, shape: self._scratch(name, lane, shape, dtype)
 
     def __repr__(self) -> str:
         names = ("kernel_size", "stride", "padding", "dilation")

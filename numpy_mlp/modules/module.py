@@ -119,7 +119,20 @@ class Module:
             return np.empty(shape, dtype)
         return self.workspace.array((id(self), name), shape, dtype)
 
-    def _like(self, name: str, x: Array, dtype: DTypeLike = None) -> Array:
+    def _scratch(self, name: str, lane: int, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+        """Return an array to work in that is nobody's when this call ends: all layers share it.
+
+        Args:
+            name: tells apart those that are needed at once.
+            lane: whose it is; see :func:`numpy_mlp.parallel.for_chunks`.
+            shape: of the array.
+            dtype: of its entries.
+        """
+        if self.workspace is None:
+            return np.empty(shape, dtype)
+        return self.workspace.array((name, lane, np.dtype(dtype).char), shape, dtype)
+
+    def _like(self, name: str, x: Array, dtype: DTypeLike | None = None) -> Array:
         """Return such an array of the shape of ``x`` and, for images, its order in memory."""
         dtype = np.result_type(x, 0.0) if dtype is None else dtype
         if x.ndim == 4 and not x.flags.c_contiguous:

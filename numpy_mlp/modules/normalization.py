@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -78,10 +79,10 @@ class LayerNormModule(_SampleNorm, takes_workspace=True):
     ) -> None:
         super().__init__()
         one = isinstance(normalized_shape, int | np.integer)
-        shape = (normalized_shape,) if one else tuple(normalized_shape)  # type: ignore[arg-type]
-        if not shape or min(shape) < 1:  # type: ignore[type-var]
+        shape: Any = (normalized_shape,) if one else tuple(normalized_shape)  # type: ignore[arg-type]
+        if not shape or min(shape) < 1:
             raise ValueError(f"normalized_shape must be positive, got {normalized_shape!r}")
-        self.normalized_shape = tuple(int(n) for n in shape)  # type: ignore[arg-type]
+        self.normalized_shape = tuple(int(n) for n in shape)
         self.eps = eps
         self._make_parameters(self.normalized_shape, elementwise_affine, dtype)
 
@@ -157,7 +158,8 @@ class GroupNormModule(_SampleNorm, takes_workspace=True):
     def forward(self, x: Array) -> Array:
         """Return ``weight · x_hat + bias``, the shape of ``x``."""
         assert x.ndim >= 2 and x.shape[1] == self.num_channels, (
-            f"GroupNormModule.forward: x has shape {x.shape}, expected (N, {self.num_channels}, ...)"
+            f"GroupNormModule.forward: x has shape {x.shape}, expected "
+            f"(N, {self.num_channels}, ...)"
         )
         x_hat, inv_std = self._standardise(x.reshape(len(x), self.num_groups, -1))
         self._remember(x_hat, inv_std)

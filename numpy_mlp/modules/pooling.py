@@ -44,10 +44,12 @@ class _PoolModule(Module):
         return max(1, _CHUNK_BYTES // max(1, rows[:1].nbytes))
 
     def _padded(self, rows: Array, lane: int) -> Array:
-        """Return memory for images (n, H, W, C) and their padding."""
+        """Return memory for images (n, H, W, C) and their padding: ``rows`` itself, without one."""
         (n, height, width, channels), (top, left) = rows.shape, self.window.padding
+        if not top + left:
+            return rows
         shape = (n, height + 2 * top, width + 2 * left, channels)
-        return self._new(f"padded of lane {lane}", shape, rows.dtype)
+        return self._scratch("padded", lane, shape, rows.dtype)
 
     def _check(self, x: Array) -> Pair:
         """Return the size of the output for x."""
@@ -74,7 +76,7 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
     Source: Ranzato et al., *Unsupervised Learning of Invariant Feature Hierarchies*, CVPR 2007.
     """
 
-    __doc__ += _PoolModule.__doc__.partition("\n")[2]  # type: ignore[union-attr, operator]
+    __doc__ += _PoolModule.__doc__.partition("\n")[2]  # type: ignore[union-attr]
 
     def forward(self, x: Array) -> Array:
         """Return the maxima, (N, C, H, W) -> (N, C, OH, OW)."""
@@ -88,7 +90,7 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
         least = -np.inf if rows.dtype.kind == "f" else np.iinfo(rows.dtype).min
 
         def work(chunk: slice, lane: int) -> None:
-            padded = self.window.padded(rows[chunk], self._padded(rows[chunk], lane), least)
+            padded = self.window.padded(part := rows[chunk], self._padded(part, lane), least)
             best, index = y[chunk], winner[chunk]
             for number, offset in enumerate(self.window.offsets()):
                 seen = self.window.seen_at(offset, padded, places)
@@ -96,7 +98,8 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
                     best[...], index[...] = seen, 0
                     continue
                 # Strictly greater: of equals the first stays, row by row, as in PyTorch.
-                np.copyto(index, number, where=seen > best)
+                greater = np.greater(seen, best)
+                np.maximum(index, np.multiply(greater, number, dtype=kind), out=index)
                 np.maximum(best, seen, out=best)
 
         for_chunks(len(rows), self._images_at_once(rows), work)
@@ -119,12 +122,13 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
         dx = self._new("dx", shape, upstream.dtype)
 
         def work(chunk: slice, lane: int) -> None:
-            padded = self._padded(dx[chunk], lane)
+            padded = self._padded(part := dx[chunk], lane)
             padded[...] = 0
             for number, offset in enumerate(self.window.offsets()):
                 place = self.window.seen_at(offset, padded, winner.shape[1:3])
                 place += upstream[chunk] * (winner[chunk] == number)
-            dx[chunk] = self.window.inside(padded, *shape[1:3])
+            if padded is not part:
+                part[...] = self.window.inside(padded, *shape[1:3])
 
         for_chunks(len(dx), self._images_at_once(dx), work)
         return channels_first(dx)
@@ -139,7 +143,7 @@ class AvgPool2dModule(_PoolModule, takes_workspace=True):
     Shapes: ``x``, ``dx`` (N, C, H, W); ``y``, ``dout`` (N, C, OH, OW), as for max-pooling.
     """
 
-    __doc__ += _PoolModule.__doc__.partition("\n")[2]  # type: ignore[union-attr, operator]
+    __doc__ += _PoolModule.__doc__.partition("\n")[2]  # type: ignore[union-attr]
 
     def forward(self, x: Array) -> Array:
         """Return the means, (N, C, H, W) -> (N, C, OH, OW)."""
@@ -148,7 +152,7 @@ class AvgPool2dModule(_PoolModule, takes_workspace=True):
         y = self._new("y", (len(rows), *places, rows.shape[3]), rows.dtype)
 
         def work(chunk: slice, lane: int) -> None:
-            padded = self.window.padded(rows[chunk], self._padded(rows[chunk], lane))
+            padded = self.window.padded(part := rows[chunk], self._padded(part, lane))
             mean = y[chunk]
             mean[...] = 0
             for offset in self.window.offsets():
@@ -170,13 +174,14 @@ class AvgPool2dModule(_PoolModule, takes_workspace=True):
         dx = self._new("dx", shape, upstream.dtype)
 
         def work(chunk: slice, lane: int) -> None:
-            padded = self._padded(dx[chunk], lane)
+            padded = self._padded(part := dx[chunk], lane)
             padded[...] = 0
-            part = upstream[chunk] / math.prod(self.window.kernel_size)
+            share = upstream[chunk] / math.prod(self.window.kernel_size)
             for offset in self.window.offsets():
                 place = self.window.seen_at(offset, padded, out_shape[1:3])
-                place += part
-            dx[chunk] = self.window.inside(padded, *shape[1:3])
+                place += share
+            if padded is not part:
+                part[...] = self.window.inside(padded, *shape[1:3])
 
         for_chunks(len(dx), self._images_at_once(dx), work)
         return channels_first(dx)

@@ -29,15 +29,15 @@ def pair(name: str, value: int | Sequence[int], least: int) -> Pair:
     """
     numbers = (value, value) if isinstance(value, int | np.integer) else value
     whole = isinstance(numbers, Sequence) and all(isinstance(n, int | np.integer) for n in numbers)
-    if not whole or len(numbers) != 2 or min(numbers) < least:  # type: ignore[arg-type]
+    if not whole or len(numbers) != 2 or min(numbers) < least:
         raise ValueError(
             f"{name} must be a whole number of at least {least}, or two (rows, columns), "
             f"got {value!r}"
         )
-    return int(numbers[0]), int(numbers[1])  # type: ignore[index]
+    return int(numbers[0]), int(numbers[1])
 
 
-def channels_last(x: Array, dtype: DTypeLike = None) -> Array:
+def channels_last(x: Array, dtype: DTypeLike | None = None) -> Array:
     """Return images (N, C, H, W) as (N, H, W, C), one after the other; a copy only if need be."""
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype)
 
@@ -89,6 +89,8 @@ class Window:
 
     def padded(self, x: Array, buffer: Array, value: float = 0.0) -> Array:
         """Copy images (n, H, W, C) into ``buffer``, and ``value`` around them."""
+        if buffer is x:
+            return x
         (top, left), (height, width) = self.padding, x.shape[1:3]
         buffer[:, :top] = buffer[:, top + height :] = value
         buffer[:, :, :left] = buffer[:, :, left + width :] = value
@@ -102,7 +104,7 @@ class Window:
 
     def offsets(self) -> Iterator[Pair]:
         """Yield each place within the window: row and column of the kernel."""
-        return np.ndindex(self.kernel_size)  # type: ignore[return-value]
+        return np.ndindex(self.kernel_size)
 
     def seen_at(self, offset: Pair, padded: Array, places: Pair) -> Array:
         """Return what stands at ``offset`` of the window wherever it stops.

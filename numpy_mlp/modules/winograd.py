@@ -80,7 +80,7 @@ class Winograd:
         rows, columns = self.window.output_size(height, width)
         return -(-rows // 4), -(-columns // 4)
 
-    def images_at_once(self, height: int, width: int, itemsize: int) -> int:
+    def images_at_once(self, height: int, width: int, pixel_bytes: int) -> int:
         """Return how many images to take at a time."""
         return max(1, _TILES_AT_ONCE // math.prod(self._tiles(height, width)))
 
@@ -89,7 +89,8 @@ class Winograd:
         out_channels, in_channels = weight.shape[:2]
         g = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(9, -1)
         _, transform, _ = _transforms(weight.dtype)
-        return (transform @ g).reshape(36, in_channels, out_channels)
+        u: Array = transform @ g
+        return u.reshape(36, in_channels, out_channels)
 
     def weight(self, dmatrix: Array) -> Array:
         """Return dg = Gᵀ dU, (36, C, O) -> (O, C, 3, 3)."""
