@@ -158,6 +158,11 @@ class Im2col:
             dx[...] = self.window.inside(padded, *x.shape[1:3])
 
 
+def _add(sums: dict[str, Array], more: dict[str, Array]) -> None:
+    for name, part in more.items():
+        sums[name] += part
+
+
 ALGORITHMS = ("auto", "im2col", "winograd")
 
 
@@ -281,29 +286,31 @@ class Conv2dModule(Module, takes_workspace=True):
         self._check_dout(dout, (len(rows), self.out_channels, *places))
         upstream = channels_last(dout, np.result_type(dout, rows))
         matrix = self.algorithm.matrix(self.params["weight"])
-        sums: dict[int, tuple[Array, Array]] = {}  # of each lane: ∂L/∂matrix and ∂L/∂bias
+        trained = self.params.keys() - self.frozen
+        sums: dict[int, dict[str, Array]] = {}  # of each lane
 
         def work(chunk: slice, lane: int) -> None:
-            scratch = self._scratch_of(lane, rows.dtype)
-            δ = upstream[chunk]
-            part = scratch("dmatrix" if lane in sums else "sum of dmatrix", matrix.shape)
-            self.algorithm.backward(
-                rows[chunk], matrix, δ, part, None if dx is None else dx[chunk], scratch
-            )
-            dbias = np.ones(math.prod(δ.shape[:3]), δ.dtype) @ δ.reshape(-1, self.out_channels)
+            scratch, δ = self._scratch_of(lane, rows.dtype), upstream[chunk]
+            part = {}
+            if "weight" in trained:
+                name = "dmatrix" if lane in sums else "sum of dmatrix"
+                part["weight"] = scratch(name, matrix.shape)
+            if "bias" in trained:
+                ones = np.ones(math.prod(δ.shape[:3]), δ.dtype)
+                part["bias"] = ones @ δ.reshape(-1, self.out_channels)
+            dx_part = None if dx is None else dx[chunk]
+            self.algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
             if lane in sums:
-                for total, more in zip(sums[lane], (part, dbias), strict=True):
-                    total += more
+                _add(sums[lane], part)
             else:
-                sums[lane] = part, dbias
+                sums[lane] = part
 
-        lanes = for_chunks(len(rows), self._images_at_once(rows), work)
-        for lane in range(1, lanes):
-            for total, more in zip(sums[0], sums[lane], strict=True):
-                total += more
-        self.grads["weight"] = self.algorithm.weight(sums[0][0])
-        if "bias" in self.params:
-            self.grads["bias"] = sums[0][1]
+        for lane in range(1, for_chunks(len(rows), self._images_at_once(rows), work)):
+            _add(sums[0], sums[lane])
+        if "weight" in trained:
+            self.grads["weight"] = self.algorithm.weight(sums[0]["weight"])
+        if "bias" in trained:
+            self.grads["bias"] = sums[0]["bias"]
 
     def _images_at_once(self, rows: Array) -> int:
         height, width = rows.shape[1:3]
