@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from handgrad.data.sources import cifar10, digits, mnist
 from handgrad.errors import UserError
-from handgrad.seeding import generator
+from handgrad.files import user_path
+from handgrad.seeding import check_seed, generator
 
+VALIDATION_IMAGES = ("random", "last")
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -116,13 +118,19 @@ def load_dataset(
 
     Raises:
         DataError: the files are missing and cannot be downloaded, or are damaged.
-        UserError: there is no such dataset, or the validation split would leave nothing to train
-            on.
+        UserError: there is no such dataset, the validation split would leave nothing to train on,
+            or an argument is not among those that there are.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise UserError(f"dataset {name!r} is unknown; expected one of: {', '.join(DATASETS)}")
+    if validation_images not in VALIDATION_IMAGES:
+        raise UserError(
+            f"validation_images {validation_images!r} is unknown; expected one of: "
+            f"{', '.join(VALIDATION_IMAGES)}"
+        )
+    check_seed(seed)
     source = DATASETS[name]
-    folder = None if data_dir is None else Path(data_dir).expanduser()
+    folder = None if data_dir is None else user_path(data_dir)
     train_images, train_labels, test_images, test_labels = source.load(folder, download)
     n = len(train_labels)
     held_out = round(validation_size * n) if validation_size < 1 else int(validation_size)
