@@ -19,7 +19,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         UserError: it is no path, or nobody's home folder.
     """
     try:
-        return Path(path).expanduser()
+        found = Path(path)
+        if os.fspath(path).startswith("~"):
+            return found.expanduser()
+        # What really is called ~ is given as ./~, of which Path would drop the dot.
+        return found.absolute() if str(found).startswith("~") else found
     except TypeError:
         raise UserError(f"{path!r} is not a path; give a text or a Path") from None
     except RuntimeError:

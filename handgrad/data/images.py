@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from handgrad.files import user_path
 
 _EXPECTED = "give pixels of 0 to 255, or of 0 to 1 as floating-point numbers"
 _DARK = 16  # no photograph or digit in colours of 0 to 255 is all below; other scales end there
+_ROUNDING = 1e-3  # by which resized images, say, may overshoot
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}  # of 8 bits
 
 
@@ -34,6 +36,8 @@ def as_pixels(images: Any, image_shape: tuple[int, ...]) -> Images:
     """
     if _is_picture(images):
         return _read_picture(images, image_shape)
+    if isinstance(images, Iterator):
+        images = list(images)
     if isinstance(images, list | tuple):
         if not images:
             return np.empty((0, *image_shape), np.uint8)
@@ -57,7 +61,7 @@ def _as_array(images: Any) -> NDArray[Any]:
         return np.asarray(images.float() if images.is_floating_point() else images)
     try:
         array = np.asarray(images)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the images are no array: {error}") from None
     if array.dtype.kind not in "biuf":
         raise UserError(f"images of {type(images).__name__}, {array.dtype}; {_EXPECTED}")
@@ -122,14 +126,14 @@ def _as_uint8(pixels: NDArray[Any]) -> Images:
     is_float = pixels.dtype.kind == "f"
     if np.isnan(high):
         raise UserError(f"images with NaN among their pixels; {_EXPECTED}")
-    if low < 0:
+    if low < -_ROUNDING:
         raise UserError(
             f"images with pixels of {low:g} to {high:g}, normalised already? {_EXPECTED}: they are "
             f"normalised here as they were for training"
         )
-    if high > 255:
+    if high > 255 + _ROUNDING:
         raise UserError(f"images with pixels of up to {high:g}; {_EXPECTED}")
-    if is_float and high <= 1:
+    if is_float and high <= 1 + _ROUNDING:
         pixels = pixels * 255
     elif 0 < high <= _DARK:
         raise UserError(

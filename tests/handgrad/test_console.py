@@ -32,9 +32,7 @@ def test_the_home_folder_is_not_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     parser.add_argument("runs", nargs="*", type=Path)
     arguments = parser.parse_args(["--out=~/x", "~", "y"])
     assert (arguments.out, arguments.runs) == (tmp_path / "x", [tmp_path, Path("y")])
-    with pytest.raises(
-        UserError, match=r"^--out: ~no-such-user: there is no home folder for"
-    ):
+    with pytest.raises(UserError, match=r"^--out: ~no-such-user: there is no home folder for"):
         parser.parse_args(["--out", "~no-such-user"])
 
 

@@ -70,6 +70,7 @@ def test_the_home_folder_is_not_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     assert user_path("~/runs/x") == user_path(Path("~/runs/x")) == tmp_path / "runs" / "x"
     assert user_path("~") == tmp_path
     assert user_path("runs/~") == Path("runs/~")
+    assert user_path("./~/runs") == user_path(user_path("./~/runs")) == Path.cwd() / "~" / "runs"
 
 
 def test_paths_that_are_none() -> None:

@@ -58,7 +58,9 @@ ANY: dict[str, Callable[[np.ndarray], Any]] = {
     "float16 of 0 to 1": lambda x: (x / 255).astype(np.float16),
     "float of 0 to 255": lambda x: x.astype(np.float32),
     "float of 0 to 255, resized": lambda x: np.clip(x + 0.3, 0, 255),
+    "float of 0 to 1, resized": lambda x: x / 255 * (1 + 2e-4) - 1e-4,
     "list": list,
+    "iterator": iter,
     "tuple, channels last": lambda x: tuple(x.transpose(0, 2, 3, 1)),
     "nested lists": lambda x: x.tolist(),
     "list of types and layouts": lambda x: [x[0], x[1] / 255, x[2].transpose(1, 2, 0), x[3:]],
@@ -128,7 +130,7 @@ def test_no_images() -> None:
         (lambda x: x / 128, "no pixel above 1.99219, where 255 is white"),
         (lambda x: x.astype(complex), "images of ndarray, complex128; give pixels"),
         (lambda x: x.astype(object), "images of ndarray, object"),
-        (lambda x: (y for y in x), "images of generator, object"),
+        (lambda x: {"images": x}, "images of dict, object"),
         (lambda x: None, "images of NoneType, object"),
     ],
 )
