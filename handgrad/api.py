@@ -35,7 +35,7 @@ def train(
     *,
     preset: str | None = None,
     resume: str | Path | None = None,
-    observers: Sequence[Observer] = (),
+    observers: Observer | Iterable[Observer] = (),
     **settings: Any,
 ) -> TrainedRun:
     """Train a network and return the finished run.
@@ -57,8 +57,13 @@ def train(
         StoppedError: Ctrl-C (in a notebook, the stop button) or SIGTERM while it trained, in the
             main thread; the run is saved, and can be resumed.
     """
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise UserError(f"network {network!r} is unknown{nearest(str(network), list(NETWORKS))}")
+    observers = [observers] if isinstance(observers, Observer) else list(observers)
+    if wrong := [one for one in observers if not isinstance(one, Observer)]:  # not after an hour
+        raise UserError(
+            f"observers holds {wrong[0]!r}; expected objects made from handgrad.Observer"
+        )
     row = NETWORKS[network]
     try:
         command = _command(row, preset, resume, settings)
@@ -129,8 +134,7 @@ def _plain(kind: type, name: str, value: Any) -> Any:
 def _scalar(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    is_one = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
-    return value.item() if is_one else value
+    return value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's, PyTorch's
 
 
 def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,10 @@ def load_dataset(
         raise UserError(
             f"validation_images {validation_images!r} is unknown; expected one of: "
             f"{', '.join(VALIDATION_IMAGES)}"
+        )
+    if not isinstance(validation_size, Real) or not 0 <= validation_size < math.inf:
+        raise UserError(
+            f"validation_size {validation_size!r}: expected a number of images, or a share below 1"
         )
     check_seed(seed)
     source = DATASETS[name]

@@ -118,7 +118,7 @@ class Recorder(handgrad.Observer):
 
 def test_observers_hear_everything(tmp_path: Path) -> None:
     recorder = Recorder()
-    handgrad.train("mlp-numpy", out=tmp_path / "run", observers=[recorder], **SHORT)
+    handgrad.train("mlp-numpy", out=tmp_path / "run", observers=recorder, **SHORT)
     both = ["train", "validation"]
     assert recorder.heard == [
         ("begin", 0), ["validation"], 32, 32, 32, both, 32, 32, 32, both, ("end", None),
@@ -180,6 +180,7 @@ def test_a_signal_raises_and_the_run_goes_on(tmp_path: Path, run: TrainedRun) ->
         ("mlp-numpy", {"dataset": "mnits"}, "dataset 'mnits' is unknown; did you mean mnist?"),
         ("mlp-numpy", {"resume": "x", "lr": 0.1}, "lr cannot be changed when a run is resumed"),
         ("mlp-numpy", {"resume": "nowhere"}, "nowhere: no run there"),
+        ("mlp-numpy", {"observers": [Recorder]}, "expected objects made from handgrad.Observer"),
         ("mlp-numpy", {"resume": 5}, "5 is not a path; give a text or a Path"),
         ("mlp-numpy", {"out": "~no-such-user/x"}, "there is no home folder for ~no-such-user"),
     ],
@@ -193,11 +194,20 @@ def test_mistakes_are_named_as_they_are_written(
 
 
 def test_numbers_of_numpy_and_lists_are_taken(tmp_path: Path) -> None:
-    options = {**SHORT, "hidden_dims": np.array([4, 3]), "lr": np.float32(0.5), "augment": "crop"}
+    import torch
+
+    options = {
+        **SHORT,
+        "hidden_dims": np.array([4, 3]),
+        "data_dir": tmp_path,
+        "dataset": "digits",
+        "lr": np.float32(0.5),
+        "augment": "crop",
+    }
     run = handgrad.train("mlp-numpy", out=tmp_path / "run", seed=np.int64(3), **options)
     assert (run.settings.seed, run.settings.augment) == (3, ("crop",))
     assert getattr(run.settings, "hidden_dims") == (4, 3)  # noqa: B009
-    options = {**SHORT, "hidden_dims": np.int64(4), "lr": 1, "epochs": None}
+    options = {**SHORT, "hidden_dims": torch.tensor(4), "lr": 1, "epochs": None}
     run = handgrad.train("mlp-numpy", out=tmp_path / "again", **options)
     assert (getattr(run.settings, "hidden_dims"), run.settings.max_steps) == ((4,), 6)  # noqa: B009
     assert json.loads((run.folder / "config.json").read_text())["settings"]["lr"] == 1.0

@@ -104,6 +104,10 @@ def test_arguments_that_are_none(tmp_path: Path) -> None:
     expected: list[tuple[dict[str, Any], str]] = [
         ({"seed": 2**64}, "seed 18446744073709551616: expected a whole number from 0 to"),
         ({"seed": -1}, "seed -1: expected"),
+        ({"validation_size": -1}, "validation_size -1: expected a number of images, or a share"),
+        ({"validation_size": float("nan")}, "validation_size nan: expected"),
+        ({"validation_size": float("inf")}, "validation_size inf: expected"),
+        ({"validation_size": "0.1"}, "validation_size '0.1': expected"),
         ({"validation_images": "first"}, "validation_images 'first' is unknown; expected one of: "),
         ({"data_dir": 5}, "5 is not a path"),
         ({"data_dir": "~nobody-of-that-name"}, "there is no home folder for ~nobody"),
