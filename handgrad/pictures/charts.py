@@ -64,7 +64,11 @@ def chart(
         "name": " ".join(filter(None, (quantity, of))),
         "area": _AREA,
         "over": over,
-        "across": [(f"{tick:g}", _column(across, tick)) for tick in across.ticks],
+        "across": [
+            (f"{tick:g}", _column(across, tick))
+            for tick in across.ticks
+            if over != "step" or tick.is_integer()
+        ],
         "views": [
             {
                 "scale": name,

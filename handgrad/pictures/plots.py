@@ -50,6 +50,7 @@ def plot_curve(
     if best_step:
         axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")
     axes.set_xlabel("step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, which="both")
     if axes.has_data():
@@ -196,7 +197,8 @@ def plot_first_layer(path: Path, weight: NDArray[Any], image_shape: tuple[int, i
     """
     sheet = first_layer_sheet(weight, image_shape, _SHOWN_UNITS)
     channels, rows, columns = sheet.weights.shape
-    figure = Figure(figsize=(7, 7 * rows / columns + 1.2), layout="constrained")
+    below = 0.6 if channels == 3 else 1.2  # of a bar of colours
+    figure = Figure(figsize=(7, 7 * rows / columns + below), layout="constrained")
     axes = figure.add_subplot()
     if channels == 3:
         shown = np.nan_to_num(sheet.brightness(), nan=1.0)
@@ -240,7 +242,8 @@ class FirstLayer:
     def told(self) -> tuple[str, str]:
         """Say what is shown, and on what scale."""
         which = f"the {self.n_shown} units of largest norm, of {self.n_units}"
-        which = which if self.n_shown < self.n_units else f"all {self.n_units} units"
+        if self.n_shown == self.n_units:
+            which = f"all {self.n_units} units" if self.n_units > 1 else "its only unit"
         low, high = f"−{self.limit:.2g}", f"{self.limit:.2g}"
         scale = f"on one scale: blue {low}, white 0, red {high}"
         if len(self.weights) == 3:

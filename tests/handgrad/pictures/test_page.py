@@ -386,7 +386,12 @@ addEventListener("load", () => {
   const broken = [...document.images].filter((image) => !image.naturalWidth).length;
   const told = [loss, accuracy].map((chart) => chart.querySelector("output").textContent);
   const wide = document.documentElement.scrollWidth > innerWidth;
-  document.body.dataset.seen = JSON.stringify({broken, told, wide, hidden: slider.hidden});
+  const shown = () => [...accuracy.querySelectorAll("g")]
+    .filter((view) => getComputedStyle(view).display !== "none").map((view) => view.classList[0]);
+  const scales = [shown()];
+  accuracy.querySelector("[value=logarithmic]").click();
+  scales.push(shown());
+  document.body.dataset.seen = JSON.stringify({broken, told, wide, scales, hidden: slider.hidden});
 });
 </script>"""
 
@@ -412,6 +417,7 @@ def test_in_a_browser(tmp_path: Path, run: Path, width: int) -> None:
     assert found, result.stdout[-500:]
     seen = json.loads(html.unescape(found[1]))
     assert seen["broken"] == 0 and not seen["wide"] and not seen["hidden"]
+    assert seen["scales"] == [["linear"], ["logarithmic"]]
     loss, accuracy = seen["told"]
     assert loss.startswith("step 0, epoch 0.00: validation 2.")
     assert accuracy.startswith("step 20, ") and ": train 0." in accuracy
