@@ -178,6 +178,6 @@ def _draw(path: Path, comparison: Comparison) -> None:
     below.plot(steps, _drawn(comparison.losses), color="#555555", linewidth=1.5)
     below.set_ylabel(f"loss of {comparison.reference}\n(nats)")
     below.set_xlabel("step")
-    below.xaxis.get_major_locator().set_params(integer=True)
+    below.locator_params("x", integer=True)
     below.grid(alpha=0.3)
     save(path, figure)

@@ -50,7 +50,7 @@ def plot_curve(
     if best_step:
         axes.axvline(best_step, color="black", linestyle=":", linewidth=1, label="weights kept")
     axes.set_xlabel("step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params("x", integer=True)
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3, which="both")
     if axes.has_data():

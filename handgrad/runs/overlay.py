@@ -201,7 +201,7 @@ def _draw_panel(
                 handles[i] = axes.plot(*mean, linewidth=2.2, **look)[0]
         set_scale(axes, quantity, np.concatenate(shown))
         axes.set_xlabel(over if over == "seconds" else f"{over}s")
-        axes.xaxis.get_major_locator().set_params(integer=over == "step")
+        axes.locator_params("x", integer=over == "step")
         axes.set_title(f"{panel.split} {quantity}", fontsize=11)
         axes.grid(alpha=0.3, which="both")
     part.suptitle(printable(panel.dataset), fontsize=12, parse_math=False)
