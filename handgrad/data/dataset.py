@@ -37,8 +37,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, where: slice) -> Split:
-        """Return the images and labels in ``where``, as views."""
+    def part(self, where: slice | NDArray[np.bool_]) -> Split:
+        """Return the images and labels in ``where``; those of a slice are views."""
         return Split(self.images[where], self.labels[where])
 
 
