@@ -25,7 +25,7 @@ class Optimizer:
     formula of ten operations then reads each array from memory once, not ten times.
 
     Args:
-        params: C-contiguous arrays that :meth:`step` changes in place.
+        params: arrays without gaps in memory that :meth:`step` changes in place.
         lr: learning rate; may be set between steps.
         weight_decay: of all parameters, or of each.
 
@@ -77,7 +77,11 @@ class Optimizer:
         """
         param, state = self.params[index], self.state[index]
         assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
-        flat_param, flat_grad = _flat(param), np.ravel(grad)
+        if grad.strides != param.strides:
+            same = np.empty_like(param)
+            same[...] = grad
+            grad = same
+        flat_param, flat_grad = _flat(param), _flat(grad)
         flat_state = {slot: _flat(array) for slot, array in state.items()}
         size = min(param.size, _PIECE)
         if self._scratch.dtype != param.dtype or self._scratch.size < size:
@@ -332,9 +336,11 @@ class Muon(Optimizer):
         direction += grad
         if param.ndim == 4:
             param *= math.sqrt(len(param)) / np.linalg.norm(param)
-            matrix = orthogonalize(direction.reshape(len(param), -1), self.steps)
-            matrix *= self.lr
-            param -= matrix.reshape(param.shape)
+            # A view of the filters as columns, which is how a convolution keeps them.
+            filters = direction.transpose(2, 3, 1, 0)
+            update = orthogonalize(filters.reshape(-1, len(param)), self.steps)
+            update *= self.lr
+            param -= update.reshape(filters.shape).transpose(3, 2, 0, 1)
             return
         share = self.lr / self.top_lr if self.top_lr else 0.0
         param *= 1 - share * self.weight_decay[index]
@@ -372,9 +378,12 @@ def orthogonalize(matrix: Array, steps: int = 3) -> Array:
 
 
 def _flat(array: Array) -> Array:
-    """Return a 1-d view of ``array``, so that changing the one changes the other."""
-    assert array.flags.c_contiguous, "parameters and their state must be C-contiguous"
-    return array.reshape(-1)
+    """Return a 1-d view of ``array`` in the order of its memory: changing one changes the other."""
+    flat = array.ravel(order="K")
+    assert np.may_share_memory(flat, array) or not array.size, (
+        "parameters and their state must have no gaps in memory"
+    )
+    return flat
 
 
 Schedule = Callable[[int], float]
