@@ -23,6 +23,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+# Before NumPy and PyTorch are imported: a forked process has none of its parent's threads.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
 Line = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 
@@ -156,6 +160,11 @@ def work(
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(worker, signal.SIGKILL)  # with all that it started
             os.waitpid(worker, 0)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a new process, which finds handgrad where this one does."""
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -1,6 +1,6 @@
 """Every file that handgrad reads, as something that can be fed with bytes.
 
-    python fuzz_targets.py FOLDER       train the two small runs whose files are damaged
+python fuzz_targets.py FOLDER       train the two small runs whose files are damaged
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import pickle
+import platform
 import shutil
 import struct
 import sys
@@ -510,15 +511,15 @@ def targets(folder: Path, runs: Path) -> dict[str, Target]:
         folder: an empty one for their files.
         runs: where :func:`train_runs` has been.
     """
-    found = {}
-    makers = (idx_targets, dataset_targets)
-    for number, make in enumerate(makers):
-        (folder / str(number)).mkdir()
-        found |= make(folder / str(number))
-    for name, make_of_runs in (("c", checkpoint_targets), ("r", run_targets)):
+    platform.processor()  # which asks another program, once
+    for name in ("idx", "data", "checkpoints", "runs"):
         (folder / name).mkdir()
-        found |= make_of_runs(folder / name, runs)
-    return found
+    return {
+        **idx_targets(folder / "idx"),
+        **dataset_targets(folder / "data"),
+        **checkpoint_targets(folder / "checkpoints", runs),
+        **run_targets(folder / "runs", runs),
+    }
 
 
 if __name__ == "__main__":

@@ -21,10 +21,6 @@ from __future__ import annotations
 
 import argparse
 import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")  # a forked process has none of its parent's threads
-
 import random
 import shutil
 import signal
@@ -43,8 +39,10 @@ import victim
 
 IN_A_CHECKPOINT = ("open", "half", "written", "flushed", "renamed")
 STEPS, EVAL_EVERY, CHECKPOINT_EVERY = 90, 30, 7
-OPTIONS = "--hidden-dims 24 --dropout 0.2 --batch-norm --momentum 0.9 --schedule cosine".split()
-OPTIONS += "--augment crop --quiet --threads 1".split()
+OPTIONS = (
+    "--hidden-dims 24 --dropout 0.2 --batch-norm --momentum 0.9 --schedule cosine --augment crop "
+    "--quiet --threads 1"
+)
 LENGTHS = {
     "short": f"--max-steps {STEPS} --eval-every {EVAL_EVERY} --checkpoint-every {CHECKPOINT_EVERY}",
     "long": "--max-steps 1000 --eval-every 200 --checkpoint-every 30",  # a second or so
@@ -94,14 +92,16 @@ class Process:
 
     def __post_init__(self) -> None:
         kind, _ = BACKENDS[self.backend]
-        self._error: IO[str] = tempfile.TemporaryFile("w+")
+        self._error: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
         if self.new:
             self.pid = subprocess.Popen(
-                [sys.executable, victim.__file__, kind, self.point, str(self.count), "--"]
-                + self.arguments,
+                [
+                    *(sys.executable, victim.__file__, kind, self.point, str(self.count), "--"),
+                    *self.arguments,
+                ],
                 stdout=subprocess.DEVNULL,
                 stderr=self._error,
-                env={**os.environ, "PYTHONPATH": f"{campaign.ROOT}:{os.environ.get('PYTHONPATH')}"},
+                env=campaign.environment(),
             ).pid
             return
         self.pid = os.fork()
@@ -149,7 +149,8 @@ def content(folder: Path) -> Content:
 
 def command(backend: str, length: str, folder: Path) -> list[str]:
     """Return the arguments of a run in ``folder``."""
-    return [*OPTIONS, *LENGTHS[length].split(), *BACKENDS[backend][1], "--out", str(folder)]
+    options = f"{OPTIONS} {LENGTHS[length]}".split()
+    return [*options, *BACKENDS[backend][1], "--out", str(folder)]
 
 
 @dataclass
