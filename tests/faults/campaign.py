@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
+import hashlib
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -90,6 +94,32 @@ def parser(about: str | None, count: int, what: str, results: str) -> argparse.A
     return made
 
 
+@contextlib.contextmanager
+def work_folder(results: Results, memory: bool) -> Iterator[Path]:
+    """Yield an empty folder, the same for the same file of results: one that is left is removed.
+
+    Args:
+        results: of the campaign.
+        memory: where there is a file system in memory, there.
+    """
+    fast = Path("/dev/shm")
+    parent = fast if memory and fast.is_dir() else Path(tempfile.gettempdir())
+    name = hashlib.sha1(os.fsencode(results.path.absolute())).hexdigest()[:12]
+    folder = parent.resolve() / f"handgrad-campaign-{name}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """Let the system end this process when the one ends that forked it (on Linux)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Stopped(BaseException):
     """SIGTERM came."""
 
@@ -121,6 +151,7 @@ def work(
     running: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # timeout(1) sends it twice
         raise Stopped
 
     previous = signal.signal(signal.SIGTERM, stop)
@@ -129,6 +160,7 @@ def work(
             worker = os.fork()
             if not worker:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                end_with_parent()
                 status = 1
                 try:
                     os.setpgid(0, 0)
@@ -150,11 +182,11 @@ def work(
                             raise SystemExit(f"a worker ended with status {status}")
                 bar.update(how_far() - bar.n)
                 time.sleep(0.3 if running else 0)
+        signal.signal(signal.SIGTERM, previous)
         return True
     except (KeyboardInterrupt, Stopped):
         return False
     finally:
-        signal.signal(signal.SIGTERM, previous)
         os.close(queue)
         for worker in running:
             with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -359,6 +359,7 @@ class Fuzzing:
         process = os.fork()
         if not process:
             status = 1
+            campaign.end_with_parent()
             try:
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
                 os.dup2(2, 1)
@@ -496,10 +497,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     results = campaign.Results(arguments.results, arguments.seed)
     results.tell_machine(["numpy", "torch", "hypothesis"] + ["atheris"] * bool(atheris))
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    with campaign.work_folder(results, memory=True) as folder:
         corpus = arguments.corpus or results.path.with_suffix(".corpus")
-        fuzzing = Fuzzing(results, Path(folder).resolve(), corpus, arguments.engines)
+        fuzzing = Fuzzing(results, folder, corpus, arguments.engines)
         fuzzing.begin()
         if arguments.again:
             return fuzzing.again(arguments.again)

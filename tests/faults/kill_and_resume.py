@@ -106,6 +106,7 @@ class Process:
             return
         self.pid = os.fork()
         if not self.pid:
+            campaign.end_with_parent()
             status = 1
             try:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -361,8 +362,8 @@ def run(arguments: argparse.Namespace) -> int:
         return {(line["backend"], line["number"]) for line in results.lines("backend")}
 
     keep = results.path.with_suffix(".lost")
-    with tempfile.TemporaryDirectory() as folder:
-        kills = Kills(results, Path(folder), keep)
+    with campaign.work_folder(results, memory=False) as folder:
+        kills = Kills(results, folder, keep)
         whole = True
         if left := [task for task in tasks if task not in done()]:
             kills.begin()
