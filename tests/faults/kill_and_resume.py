@@ -82,6 +82,9 @@ class Process:
         count: how often it is passed; 0 for no kill.
         arguments: of the command.
         new: begin a new process.
+
+    Attributes:
+        error: what it said on standard error, once it is waited for.
     """
 
     backend: str
@@ -93,8 +96,9 @@ class Process:
     def __post_init__(self) -> None:
         kind, _ = BACKENDS[self.backend]
         self._error: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._popen: subprocess.Popen[bytes] | None = None
         if self.new:
-            self.pid = subprocess.Popen(
+            self._popen = subprocess.Popen(
                 [
                     *(sys.executable, victim.__file__, kind, self.point, str(self.count), "--"),
                     *self.arguments,
@@ -102,7 +106,8 @@ class Process:
                 stdout=subprocess.DEVNULL,
                 stderr=self._error,
                 env=campaign.environment(),
-            ).pid
+            )
+            self.pid = self._popen.pid
             return
         self.pid = os.fork()
         if not self.pid:
@@ -121,8 +126,14 @@ class Process:
 
     def wait(self) -> int:
         """Return its exit status, or minus the signal that it died of."""
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        _, ended = os.waitpid(self.pid, 0)
+        status = os.waitstatus_to_exitcode(ended)
+        if self._popen is not None:
+            self._popen.returncode = status
+        self._error.seek(0)
+        self.error = self._error.read()
+        self._error.close()
+        return status
 
     def kill(self) -> None:
         """Kill it; it is not waited for yet."""
@@ -135,11 +146,6 @@ class Process:
             if metrics.exists() and NEAR_THE_END in metrics.read_bytes():
                 break
             time.sleep(0.002)
-
-    def error(self) -> str:
-        """Return what it said on standard error."""
-        self._error.seek(0)
-        return self._error.read()
 
 
 def content(folder: Path) -> Content:
@@ -180,7 +186,7 @@ def undisturbed(backend: str, length: str, work: Path) -> Undisturbed:
             process.near_its_end(folder)
         near = time.monotonic()
         if process.wait():
-            raise LostError(f"the undisturbed run failed: {process.error()}")
+            raise LostError(f"the undisturbed run failed: {process.error}")
         seconds[new], tail[new] = time.monotonic() - start, time.monotonic() - near
         contents.append(content(folder))
         shutil.rmtree(folder)
@@ -229,7 +235,7 @@ def kill(backend: str, number: int, seed: int, folder: Path, whole: Undisturbed)
         if status == -signal.SIGKILL:
             break
         if status or moment is None:
-            raise LostError(f"status {status} where a kill was due: {process.error()}")
+            raise LostError(f"status {status} where a kill was due: {process.error}")
         shutil.rmtree(folder)  # it was faster this time
         moment *= 0.95
     return point if place == "checkpoint" else point if place == "spread" and count else place
@@ -259,7 +265,7 @@ def resume(backend: str, number: int, seed: int, folder: Path) -> int:
         process = Process(backend, "step", again, arguments, new)
         status = process.wait()
         if status not in (0, -signal.SIGKILL if again else 0):
-            raise LostError(f"resuming failed with status {status}: {process.error()}")
+            raise LostError(f"resuming failed with status {status}: {process.error}")
     return starts
 
 
