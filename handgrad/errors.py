@@ -4,7 +4,15 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the value, what was expected, what to do."""
+    """Something the user can mend: the message names the value, what was expected, what to do.
+
+    Of a message that a damaged file makes long, the middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > 1000:
+            message = f"{message[:600]} … {message[-200:]}"
+        super().__init__(message)
 
 
 class DataError(UserError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,11 @@ def _read(folder: Path, name: str) -> Array:
         )
     data = found[0].read_bytes()
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    if data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{found[0]} is truncated or damaged: {error}") from None
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{found[0]} is not an IDX file of bytes")
     header = 4 + 4 * data[3]
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
