@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Splits = tuple[tuple[Array, Array], tuple[Array, Array], int]
+_NAMESAKES = {"FashionMNIST", "KMNIST", "QMNIST", "EMNIST"}  # folders with files of the same names
 
 
 def load_synth(
@@ -60,7 +62,7 @@ def load_mnist(
         FileNotFoundError: a file is not there.
         ValueError: a file is not an IDX file of bytes, or is truncated.
     """
-    folder = Path(data_dir or os.environ.get("HANDGRAD_DATA_DIR") or ".")
+    folder = Path(data_dir or os.environ.get("HANDGRAD_DATA_DIR") or ".").expanduser()
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     xtrain, ytrain, xtest, ytest = (_read(folder, f"{name}-ubyte") for name in names)
     if flatten:
@@ -71,7 +73,14 @@ def load_mnist(
 
 
 def _read(folder: Path, name: str) -> Array:
-    found = sorted(path for kind in (name, f"{name}.gz") for path in folder.rglob(kind))
+    # As tools that unpack may call it.
+    kinds = (name, f"{name}.gz", name.replace("-idx", ".idx"))
+    found = sorted(
+        path
+        for kind in kinds
+        for path in folder.rglob(kind)
+        if path.is_file() and not _NAMESAKES.intersection(path.relative_to(folder).parts)
+    )
     if not found:
         raise FileNotFoundError(
             f"no {name} or {name}.gz in {folder.absolute()} or below; give data_dir, or set "
@@ -79,7 +88,10 @@ def _read(folder: Path, name: str) -> Array:
         )
     data = found[0].read_bytes()
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{found[0]} is truncated or damaged ({error})") from None
     if data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{found[0]} is not an IDX file of bytes")
     header = 4 + 4 * data[3]

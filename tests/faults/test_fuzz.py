@@ -162,7 +162,8 @@ def attack(
 
 def batch(n: int, rng: np.random.Generator, protocol: int = 2) -> bytes:
     images = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
-    content = {b"data": images, b"labels": list(range(n)), b"filenames": [b"a.png"] * n}
+    labels = list(np.arange(n)) if protocol == 5 else list(range(n))
+    content = {b"data": images, b"labels": labels, b"filenames": [b"a.png"] * n}
     return pickle.dumps(content, protocol=protocol)
 
 
@@ -186,7 +187,7 @@ def test_cifar_pickles(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
     with nothing_runs(monkeypatch):
         with pytest.raises(DataError, match="refused"):
             read(hostile)
-        seeds = [batch(n, rng, protocol) for n in (1, 2) for protocol in (0, 2, 4)]
+        seeds = [batch(n, rng, protocol) for n in (1, 2) for protocol in (0, 2, 4, 5)]
         attack("cifar pickle", seeds, read, whole)
 
 

@@ -6,11 +6,12 @@ Read from the official Python version, unpacked (``cifar-10-batches-py/``) or no
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -61,18 +62,17 @@ def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[A
         DataError: a file is missing and cannot be fetched, is truncated, damaged or not CIFAR-10.
     """
     root = data_dir or default_data_dir()
-    first = find_file(root, ("data_batch_1",))
-    if first is not None:
-        return _assemble(_read_files(first))
-    archive = find_file(root, (ARCHIVE,))
-    if archive is None and (other := find_file(root, _BATCHES)) is not None:
-        return _assemble(_read_files(other))
-    if archive is None:
-        archive = fetch("cifar10", list(_MIRRORS), root / ARCHIVE, _HASH, root, download)
-    return _assemble(_read_archive(archive))
+    for names in (_BATCHES[:1], (ARCHIVE,), _BATCHES):
+        if (found := find_file(root, names)) is not None:
+            break
+    else:
+        found = fetch("cifar10", list(_MIRRORS), root / ARCHIVE, _HASH, root, download)
+    is_archive = found.name.lower().endswith(".gz")
+    with contextlib.closing(_read_archive(found) if is_archive else _read_files(found)) as batches:
+        return _assemble(batches)
 
 
-def _read_files(found: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _read_files(found: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
     """Yield the name and the open file of each batch, one of which is ``found``."""
     for name in _BATCHES:
         path = find_beside(found, (name,))
@@ -88,7 +88,7 @@ def _read_files(found: Path) -> Iterator[tuple[str, IO[bytes]]]:
             yield f"{path.parent}/{name}", file
 
 
-def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _read_archive(path: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
     """Yield the name and the content of each batch, in the order of the archive."""
     found = set()
     with reading(path):
@@ -164,8 +164,8 @@ def _assemble(batches: Iterator[tuple[str, IO[bytes]]]) -> tuple[NDArray[Any], .
         if len(labels) == size and (counts != size // 10).any():
             worst = int(np.abs(counts - size // 10).argmax())
             raise DataError(
-                f"these {size:,} {split} labels are not CIFAR-10's, or damaged: {counts[worst]} of "
-                f"class {worst} ({CLASS_NAMES[worst]}), expected {size // 10}; {FETCH_AGAIN}"
+                f"the CIFAR-10 {split} labels are damaged, or another dataset's: {counts[worst]} "
+                f"of class {worst} ({CLASS_NAMES[worst]}), expected {size // 10}; {FETCH_AGAIN}"
             )
     shape = (-1, 3, 32, 32)
     return train_images.reshape(shape), train_labels, test_images.reshape(shape), test_labels

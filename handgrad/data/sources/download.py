@@ -70,10 +70,11 @@ def _entries(folder: Path, names: Sequence[str]) -> tuple[Path | None, list[Path
     files: dict[str, Path] = {}
     folders = []
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir():
-            folders.append(entry)
-        elif (letters := _letters(entry.name)) in wanted and entry.is_file():
-            files.setdefault(letters, entry)
+        with contextlib.suppress(OSError):  # a link to where nothing may be read
+            if entry.is_dir():
+                folders.append(entry)
+            elif (letters := _letters(entry.name)) in wanted and entry.is_file():
+                files.setdefault(letters, entry)
     return next((files[name] for name in wanted if name in files), None), folders
 
 

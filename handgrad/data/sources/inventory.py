@@ -12,16 +12,17 @@ from pathlib import Path
 NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
 # What the path of a file matches, in lower case; the first row that does names it.
 _KINDS = (
-    (r"cifar-?100|/(train|test)$", "CIFAR-100"),
+    (r"cifar-?100|/(train|test|meta)$", "CIFAR-100"),
     (r"(data|test)_batch\w*\.bin$|cifar-?10-binary", "CIFAR-10's binary version"),
     (r"(data|test)_batch\w*\.mat$|cifar-?10-matlab", "CIFAR-10's Matlab version"),
-    (r"data_batch|test_batch|cifar-?10", "a part of CIFAR-10"),
+    (r"data_batch|test_batch|cifar-?10", "CIFAR-10 in another form"),
     (r"fashion", "Fashion-MNIST"),
     (r"k49", "Kuzushiji-49"),
     (r"kmnist", "KMNIST"),
     (r"qmnist", "QMNIST"),
     (r"emnist", "EMNIST"),
     (r"(train|t10k)\W?(images|labels)\W?idx", "a part of a set in MNIST's format"),
+    (r"mnist", "MNIST in another form"),
     (r"(train|test|extra)_32x32\.mat$", "SVHN"),
 )
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}

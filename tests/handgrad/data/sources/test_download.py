@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from handgrad.data.sources.download import default_data_dir, fetch, find_file
+from handgrad.data.sources.download import default_data_dir, fetch, find_beside, find_file
 from handgrad.errors import DataError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -235,6 +235,40 @@ def test_find_file(tmp_path: Path, files: list[str], expected: str | None) -> No
         (tmp_path / name).touch()
     found = find_file(tmp_path, ("a", "b"))
     assert found == (None if expected is None else tmp_path / expected)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["x/a-1", "x/b-1"], "x/b-1"),
+        (["a-1/a-1", "b-1/b-1"], "b-1/b-1"),
+        (["a-1/a-1", "b-1/B.1"], "b-1/B.1"),
+        (["x/a-1", "y/b-1"], None),
+        (["x/a-1", "x/B_1", "x/b-1"], "x/B_1"),
+    ],
+)
+def test_find_beside(tmp_path: Path, files: list[str], expected: str | None) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_beside(tmp_path / files[0], ("b-1", "b-1.gz"))
+    assert found == (None if expected is None else tmp_path / expected)
+
+
+def test_a_link_to_where_nothing_may_be_read_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "forbidden").mkdir()
+    (tmp_path / "zoo").touch()
+    is_dir = Path.is_dir
+
+    def refuse(path: Path) -> bool:
+        if path.name == "forbidden":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    assert find_file(tmp_path, ("zoo",)) == tmp_path / "zoo"
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
