@@ -20,6 +20,8 @@ from handgrad.benchmark.report import Report, interleave
 from handgrad.benchmark.workers import ROOT, environment
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import fit_preprocessing
+from handgrad.data.sources import cifar10
+from handgrad.data.sources.inventory import inventory
 from handgrad.errors import UserError
 
 _PRESET = ("--preset", "uva-2018")
@@ -127,4 +129,9 @@ def _data_dir(arguments: argparse.Namespace) -> Path:
         raise UserError("this measures a run on CIFAR-10: give --data-dir DIR with the data in it")
     if not Path(folder).is_dir():
         raise UserError(f"--data-dir {folder} does not exist")
+    if not cifar10.is_below(Path(folder)):
+        raise UserError(
+            f"--data-dir {folder} holds {inventory(Path(folder))}; this measures a run on "
+            f"CIFAR-10: give the folder with its files"
+        )
     return Path(folder)

@@ -69,12 +69,13 @@ def _entries(folder: Path, names: Sequence[str]) -> tuple[Path | None, list[Path
     wanted = [_letters(name) for name in names]
     files: dict[str, Path] = {}
     folders = []
-    for entry in sorted(folder.iterdir()):
-        with contextlib.suppress(OSError):  # a link to where nothing may be read
-            if entry.is_dir():
-                folders.append(entry)
-            elif (letters := _letters(entry.name)) in wanted and entry.is_file():
-                files.setdefault(letters, entry)
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            with contextlib.suppress(OSError):  # a link to where nothing may be read, or to itself
+                if entry.is_dir():
+                    folders.append(folder / entry.name)
+                elif (letters := _letters(entry.name)) in wanted and entry.is_file():
+                    files.setdefault(letters, folder / entry.name)
     return next((files[name] for name in wanted if name in files), None), folders
 
 

@@ -95,11 +95,12 @@ def _find(root: Path) -> dict[str, Path]:
     All from one folder: another with the same names may belong to another dataset.
     """
     kinds = {name: (name, f"{name}.gz") for name in _NAMES}
-    for names in kinds.values():
-        if (first := find_file(root, names)) is not None:
-            found = {name: find_beside(first, either) for name, either in kinds.items()}
-            return {name: path for name, path in found.items() if path is not None}
-    return {}
+    rest = [kind for either in kinds.values() for kind in either]
+    first = find_file(root, kinds[_NAMES[0]]) or find_file(root, rest)
+    if first is None:
+        return {}
+    found = {name: find_beside(first, either) for name, either in kinds.items()}
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _read(path: Path) -> NDArray[Any]:
