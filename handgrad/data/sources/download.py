@@ -121,7 +121,8 @@ def fetch(
         DataError: no mirror delivered.
     """
     pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
-    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    folders = (target.parent, *target.parent.parents)
+    missing = [folder for folder in folders if not os.access(folder, os.F_OK)]
     reasons = []
     for url in urls if download else ():
         host = url.split("/")[2]
@@ -142,7 +143,13 @@ def fetch(
         except ValueError:  # pooch's hash mismatch; it has removed what it got
             reasons.append(f"{host}: served another file (wrong hash)")
         except OSError as error:
-            raise DataError(f"cannot write {target}: {error.strerror or error}") from None
+            # pooch words its own refusals, at length
+            refused = isinstance(error, PermissionError)
+            reason = "Permission denied" if refused else error.strerror or error
+            raise DataError(
+                f"cannot write {target}: {reason}; point --data-dir at the folder that holds it, "
+                f"or at one where it may be written"
+            ) from None
     # The part file of an interrupted download keeps its folder; an empty one is no use to anyone.
     for folder in missing:
         with contextlib.suppress(OSError):

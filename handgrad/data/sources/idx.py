@@ -47,9 +47,8 @@ def parse_idx(data: bytes, name: str) -> NDArray[Any]:
                 f"it is another dataset (EMNIST ByClass is as large), or none"
             )
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise DataError(
-            f"{name} is not an IDX file of bytes (it begins with {data[:4].hex(' ')!r})"
-        )
+        begins = f"begins with {data[:4].hex(' ')!r}" if data else "is empty"
+        raise DataError(f"{name} is not an IDX file of bytes (it {begins}); {FETCH_AGAIN}")
     n_dims = data[3]
     header = 4 + 4 * n_dims
     if not 1 <= n_dims <= 4 or len(data) < header:

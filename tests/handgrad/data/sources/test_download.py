@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pooch
 import pytest
 import requests
 
@@ -206,6 +207,26 @@ def test_interrupted_at_any_byte(server: Server, tmp_path: Path, size: int) -> N
 def test_damaged_file_in_the_cache_is_replaced(server: Server, tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(CONTENT[:1000])
     assert _fetch(server, tmp_path, "whole").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied"),
+        PermissionError("[Errno 13] Permission denied: 'tmp1' | Pooch could not write to it"),
+    ],
+    ids=["the system's", "pooch's"],
+)
+def test_a_folder_that_may_not_be_written(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: PermissionError
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    with pytest.raises(DataError, match=rf"cannot write .*{NAME}: Permission denied; point --data"):
+        _fetch(server, tmp_path, "good")
+    assert server.requests == []
 
 
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
