@@ -44,7 +44,7 @@ def find_file(root: Path, names: Sequence[str]) -> Path | None:
                     found, folders = _entries(folder, names)
                     if found is not None:
                         return found
-                    below += [entry for entry in folders if _searched(entry.name)]
+                    below += [entry for entry in folders if entry.name not in NAMESAKES]
         level = sorted(below)
     return None
 
@@ -70,7 +70,8 @@ def _entries(folder: Path, names: Sequence[str]) -> tuple[Path | None, list[Path
     files: dict[str, Path] = {}
     folders = []
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        shown = (entry for entry in entries if entry.name[0] != ".")  # a Mac's ._data_batch_1
+        for entry in sorted(shown, key=lambda entry: entry.name):
             with contextlib.suppress(OSError):  # a link to where nothing may be read, or to itself
                 if entry.is_dir():
                     folders.append(folder / entry.name)
@@ -90,10 +91,6 @@ def reading(path: Path) -> Iterator[None]:
 
 def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _searched(folder: str) -> bool:
-    return folder[0] != "." and folder not in NAMESAKES
 
 
 def fetch(

@@ -246,6 +246,7 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         (["x/b", "a/b"], "a/b"),  # then the first by name
         (["x/a", "x/b"], "x/a"),  # the preferred name
         ([".hidden/b"], None),
+        (["._b", "x/b"], "x/b"),  # what a Mac leaves beside b on other disks
         (["other"], None),
         ([], None),
     ],
