@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from handgrad.data.sources.inventory import NAMESAKES, inventory
+from handgrad.data.sources.inventory import inventory, is_namesake, letters
 from handgrad.errors import DataError
 from handgrad.files import locked
 
@@ -44,7 +43,7 @@ def find_file(root: Path, names: Sequence[str]) -> Path | None:
                     found, folders = _entries(folder, names)
                     if found is not None:
                         return found
-                    below += [entry for entry in folders if entry.name not in NAMESAKES]
+                    below += [entry for entry in folders if not is_namesake(entry.name)]
         level = sorted(below)
     return None
 
@@ -57,16 +56,16 @@ def find_beside(found: Path, names: Sequence[str]) -> Path | None:
     with contextlib.suppress(OSError):
         if (file := _entries(found.parent, names)[0]) is not None:
             return file
-        wanted = [_letters(name) for name in names]
+        wanted = [letters(name) for name in names]
         for folder in _entries(found.parent.parent, ())[1]:
-            if _letters(folder.name) in wanted and (file := _entries(folder, names)[0]) is not None:
+            if letters(folder.name) in wanted and (file := _entries(folder, names)[0]) is not None:
                 return file
     return None
 
 
 def _entries(folder: Path, names: Sequence[str]) -> tuple[Path | None, list[Path]]:
     """Return the first of ``names`` among the files of ``folder``, and the folders in it."""
-    wanted = [_letters(name) for name in names]
+    wanted = [letters(name) for name in names]
     files: dict[str, Path] = {}
     folders = []
     with os.scandir(folder) as entries:
@@ -75,8 +74,8 @@ def _entries(folder: Path, names: Sequence[str]) -> tuple[Path | None, list[Path
             with contextlib.suppress(OSError):  # a link to where nothing may be read, or to itself
                 if entry.is_dir():
                     folders.append(folder / entry.name)
-                elif (letters := _letters(entry.name)) in wanted and entry.is_file():
-                    files.setdefault(letters, folder / entry.name)
+                elif (plain := letters(entry.name)) in wanted and entry.is_file():
+                    files.setdefault(plain, folder / entry.name)
     return next((files[name] for name in wanted if name in files), None), folders
 
 
@@ -87,10 +86,6 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def fetch(

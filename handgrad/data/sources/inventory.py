@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
+_NAMESAKES = ("fashionmnist", "fashion", "kmnist", "qmnist", "emnist")  # folders, by their letters
 # What the path of a file matches, in lower case; the first row that does names it.
 _KINDS = (
     (r"cifar-?100|/(train|test|meta)$", "CIFAR-100"),
@@ -27,6 +27,16 @@ _KINDS = (
 )
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 _MOST = 100_000  # files that are looked at
+
+
+def letters(name: str) -> str:
+    """Return what counts of the name of a file or folder: no case, no punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def is_namesake(folder: str) -> bool:
+    """Say whether a folder so called holds another dataset under the file names of MNIST."""
+    return letters(folder) in _NAMESAKES
 
 
 def inventory(root: Path) -> str:

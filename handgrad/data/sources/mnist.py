@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from handgrad.console import remark
 from handgrad.data.sources.download import default_data_dir, fetch, find_beside, find_file, reading
 from handgrad.data.sources.idx import parse_idx
-from handgrad.data.sources.inventory import NAMESAKES
+from handgrad.data.sources.inventory import is_namesake
 from handgrad.errors import FETCH_AGAIN, DataError
 
 CLASS_NAMES = tuple("0123456789")
@@ -125,7 +125,7 @@ def _name(paths: Mapping[str, Path]) -> str:
     labels = paths.get(_NAMES[3])
     if labels is None:
         return ""
-    names = [name for name in NAMESAKES if name in labels.parts]
+    names = [part for part in labels.parts if is_namesake(part)]
     digest = hashlib.md5(labels.read_bytes(), usedforsecurity=False).hexdigest()
     name = _BY_TEST_LABELS.get(digest) or next(iter(names), "")
     return name and f" ({name})"

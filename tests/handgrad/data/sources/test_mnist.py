@@ -109,7 +109,7 @@ def test_labels_of_another_dataset_are_named(tmp_path: Path) -> None:
         _load(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["fashion", "FashionMNIST"])
+@pytest.mark.parametrize("folder", ["clothes", "fashion", "FashionMNIST"])
 def test_another_dataset_of_mnist_s_size_is_read_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
 ) -> None:
@@ -119,7 +119,7 @@ def test_another_dataset_of_mnist_s_size_is_read_with_a_note(
     (tmp_path / folder / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images))
     (tmp_path / folder / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
     np.testing.assert_array_equal(_load(tmp_path / folder)[2][:, 0], images)
-    name = " (FashionMNIST)" if folder == "FashionMNIST" else ""
+    name = "" if folder == "clothes" else f" ({folder})"
     assert capsys.readouterr().err == (
         f"note: {tmp_path / folder} has MNIST's size but not its content{name}: read as it is\n"
     )
@@ -151,7 +151,7 @@ def test_real_data(real_data: Path) -> None:
     assert train.std() / 255 == pytest.approx(0.3081, abs=1e-4)
 
 
-@pytest.mark.parametrize("namesake", ["FashionMNIST", "KMNIST"])
+@pytest.mark.parametrize("namesake", ["FashionMNIST", "KMNIST", "fashion-mnist", "fashion"])
 def test_another_dataset_with_the_same_file_names_is_passed_over(
     tmp_path: Path, namesake: str
 ) -> None:
