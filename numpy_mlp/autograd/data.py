@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Splits = tuple[tuple[Array, Array], tuple[Array, Array], int]
-_NAMESAKES = {"FashionMNIST", "KMNIST", "QMNIST", "EMNIST"}  # folders with files of the same names
+# Folders of datasets with files of the same names.
+_NAMESAKES = re.compile(r"(fashion.?mnist|fashion|[kqe]mnist)", re.IGNORECASE)
 
 
 def load_synth(
@@ -79,7 +81,7 @@ def _read(folder: Path, name: str) -> Array:
         path
         for kind in kinds
         for path in folder.rglob(kind)
-        if path.is_file() and not _NAMESAKES.intersection(path.relative_to(folder).parts)
+        if path.is_file() and not any(map(_NAMESAKES.fullmatch, path.relative_to(folder).parts))
     )
     if not found:
         raise FileNotFoundError(

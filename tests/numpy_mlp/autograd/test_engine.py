@@ -676,7 +676,8 @@ def test_load_mnist_finds_its_files(tmp_path: Path, layout: Any) -> None:
         target = tmp_path / "data" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    write_mnist(tmp_path / "data" / "FashionMNIST" / "raw", n=9)
+    for other in ("FashionMNIST/raw", "fashion"):
+        write_mnist(tmp_path / "data" / other, n=9)
     (x, y), (xtest, _), _ = vg.load_mnist(final=True, flatten=False, data_dir=tmp_path / "data")
     np.testing.assert_array_equal(x, expected[0][:, 0])
     np.testing.assert_array_equal(y, expected[1])
