@@ -23,6 +23,7 @@ from handgrad.data.preprocess import fit_preprocessing
 from handgrad.data.sources import cifar10
 from handgrad.data.sources.inventory import inventory
 from handgrad.errors import UserError
+from handgrad.files import user_path
 
 _PRESET = ("--preset", "uva-2018")
 _BATCH_SIZES = (32, 200, 512)
@@ -127,11 +128,11 @@ def _data_dir(arguments: argparse.Namespace) -> Path:
     folder = arguments.data_dir or os.environ.get("HANDGRAD_DATA_DIR")
     if not folder:
         raise UserError("this measures a run on CIFAR-10: give --data-dir DIR with the data in it")
-    if not Path(folder).is_dir():
+    if not (found := user_path(folder)).is_dir():
         raise UserError(f"--data-dir {folder} does not exist")
-    if not cifar10.is_below(Path(folder)):
+    if not cifar10.is_below(found):
         raise UserError(
-            f"--data-dir {folder} holds {inventory(Path(folder))}; this measures a run on "
+            f"--data-dir {folder} holds {inventory(found)}; this measures a run on "
             f"CIFAR-10: give the folder with its files"
         )
-    return Path(folder)
+    return found

@@ -72,7 +72,7 @@ class CompareSettings(NumpyMLPSettings):
     @property
     def users(self) -> Path | None:
         """Where the user's layers are, if there are any."""
-        return None if self.modules is None else Path(self.modules).expanduser()
+        return None if self.modules is None else Path(self.modules)
 
 
 def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
