@@ -19,6 +19,10 @@ class DataError(UserError):
     """A data file is missing, truncated, damaged or not what it should be."""
 
 
+# What a line about a damaged file advises. Nobody is told to delete what may be all they have.
+FETCH_AGAIN = "move it away and fetch it again, or point --data-dir at another folder"
+
+
 class StorageError(UserError):
     """The disk or the folder of a run gave out while it was training; exit status 3."""
 

@@ -234,6 +234,7 @@ class Run(Generic[SettingsT]):
                 validation_size=settings.validation_size,
                 validation_images=settings.validation_images,
                 seed=settings.seed,
+                download=self.is_new or data_dir is None,
             )
         if is_first:
             self.team.wait()

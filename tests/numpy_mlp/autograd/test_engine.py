@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import gzip
 import itertools
 import threading
 import tracemalloc
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_files import write_mnist
 
 import numpy_mlp.autograd as vg
 from numpy_mlp.autograd import core
@@ -661,6 +663,27 @@ def test_load_synth() -> None:
     np.testing.assert_array_equal(y, np.einsum("bf,fk,bk->b", x, quad, x) > 0.6)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    ["{0}", "MNIST/raw/{0}.gz", "{0}/{0}", lambda name: name.replace("-idx", ".idx")],
+    ids=["plain", "torchvision", "Kaggle", "dots"],
+)
+def test_load_mnist_finds_its_files(tmp_path: Path, layout: Any) -> None:
+    expected = write_mnist(tmp_path / "plain")
+    for path in (tmp_path / "plain").iterdir():
+        name = layout(path.name) if callable(layout) else layout.format(path.name)
+        content = path.read_bytes()
+        target = tmp_path / "data" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    for other in ("FashionMNIST/raw", "fashion"):
+        write_mnist(tmp_path / "data" / other, n=9)
+    (x, y), (xtest, _), _ = vg.load_mnist(final=True, flatten=False, data_dir=tmp_path / "data")
+    np.testing.assert_array_equal(x, expected[0][:, 0])
+    np.testing.assert_array_equal(y, expected[1])
+    np.testing.assert_array_equal(xtest, expected[2][:, 0])
+
+
 def test_load_mnist(real_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (x, y), (xval, yval), n_classes = vg.load_mnist(data_dir=real_data)
     assert x.shape == (55_000, 784) and xval.shape == (5_000, 784) and n_classes == 10
@@ -673,7 +696,11 @@ def test_load_mnist(real_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert vg.load_mnist(data_dir=f"~/{real_data.name}")[0][0].shape == (55_000, 784)
     with pytest.raises(FileNotFoundError, match="HANDGRAD_DATA_DIR"):
         vg.load_mnist(data_dir=tmp_path)
-    for content in (b"not an IDX file", b"\x00\x00\x08\x01\x00\x00\x00\x05abc"):
+    for content in (
+        b"not an IDX file",
+        b"\x00\x00\x08\x01\x00\x00\x00\x05abc",
+        gzip.compress(b"\x00\x00\x08\x01")[:-3],
+    ):
         (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
         with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
             vg.load_mnist(data_dir=tmp_path)
