@@ -33,6 +33,7 @@ class DropoutModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` with a share p of its entries zeroed and the others scaled up."""
+        x = self._real(x)
         if not self.training:
             return x.copy() if self.workspace is None else x
         # float32 numbers decide for either dtype: half the random bits, and the same masks.
@@ -47,7 +48,7 @@ class DropoutModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: y[i] = x[i] · scale[i]  ⇒  dx = dout * scale, with the same mask."""
         (scale,) = self._recall()
-        self._check_dout(dout, scale.shape)
+        dout = self._upstream(dout, scale.shape)
         dx: Array = np.multiply(dout, scale, out=self._over("dx", dout, scale))
         return dx
 

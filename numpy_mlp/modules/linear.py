@@ -77,6 +77,7 @@ class LinearModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x Wᵀ + b``, (N, in_features) -> (N, out_features)."""
+        x = self._real(x)
         assert x.ndim == 2 and x.shape[1] == self.in_features, (
             f"LinearModule.forward: x has shape {x.shape}, expected (N, {self.in_features})"
         )
@@ -99,6 +100,7 @@ class LinearModule(Module, takes_workspace=True):
 
         For the gradients of weight and bias see :meth:`backward_parameters`.
         """
+        dout = self._real(dout, "dout")
         self.backward_parameters(dout)
         return self._matmul("dx", dout, self.params["weight"])  # (N, out) @ (out, in) -> (N, in)
 
@@ -114,9 +116,9 @@ class LinearModule(Module, takes_workspace=True):
         No 1/N appears: the mean over the batch entered once, in the loss, and is inside δ.
         """
         (x,) = self._recall()
-        self._check_dout(dout, (x.shape[0], self.out_features))
-        self.grads["weight"] = self._matmul("dweight", dout.T, x)  # (out, N) @ (N, in)
-        self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout  # a sum, as a product: (out,)
+        dout = self._upstream(dout, (x.shape[0], self.out_features))
+        np.matmul(dout.T, x, out=self._grad("weight"))  # (out, N) @ (N, in)
+        np.matmul(np.ones(len(dout), dout.dtype), dout, out=self._grad("bias"))  # a sum
 
     def __repr__(self) -> str:
         return f"LinearModule(in_features={self.in_features}, out_features={self.out_features})"

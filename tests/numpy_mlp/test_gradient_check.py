@@ -103,7 +103,8 @@ def _ignores_upstream(self: ELUModule, dout: Array) -> Array:
 
 
 def _forgets_the_mean(self: BatchNormModule, dout: Array) -> Array:
-    _, inv_std = self._recall()
+    assert self._cache is not None
+    _, inv_std = self._cache
     BatchNormModule.backward(self, dout)
     return inv_std * dout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,21 @@ def test_training_with_the_fused_loss_gives_pytorchs_gradients(rng: np.random.Ge
 def test_three_ways_back_agree(rng: np.random.Generator, input_dropout: float) -> None:
     model = MLP(3, [6], 4, input_dropout=input_dropout, rng=rng)
     x, dout = rng.standard_normal((8, 3)), rng.standard_normal((8, 4))
+    masks = copy.deepcopy(getattr(model.layers[0], "rng", None))
+
+    def forward() -> np.ndarray:
+        """Return ∂L/∂logits after a forward pass with the same masks."""
+        if masks is not None:
+            model.layers[0].rng = copy.deepcopy(masks)  # type: ignore[attr-defined]
+        model.forward(x)
+        return model.layers[-1].backward(dout)
+
     model.forward(x)
     dx = model.backward(dout)
     grads = {name: grad.copy() for name, grad in model.grads.items()}
-    dlogits = model.layers[-1].backward(dout)
+    dlogits = forward()
     np.testing.assert_array_equal(model.backward_logits(dlogits), dx)
+    forward()
     model.backward_parameters(dlogits)
     for name, grad in grads.items():
         np.testing.assert_array_equal(model.grads[name], grad)
@@ -92,9 +103,13 @@ def test_the_first_layer_with_parameters_computes_no_dx(rng: np.random.Generator
     """It may be another than a linear layer, and what comes before it is not asked for anything."""
     model = MLP(3, [6], 4, input_dropout=0.3, rng=rng)
     model.layers.insert(1, BatchNormModule(3))
-    dlogits = model.logits(rng.standard_normal((8, 3)))
+    x = rng.standard_normal((8, 3))
+    masks = copy.deepcopy(model.layers[0].rng)  # type: ignore[attr-defined]
+    dlogits = model.logits(x)
     model.backward_logits(dlogits)
     grads = {name: grad.copy() for name, grad in model.grads.items()}
+    model.layers[0].rng = masks  # type: ignore[attr-defined]
+    model.logits(x)
     model.layers[0].backward = None  # type: ignore[assignment, method-assign]
     done: list[Any] = []
     model.backward_parameters(dlogits, done.append)
