@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numpy_mlp.modules.module import Array, Module, check_dtype
+from numpy_mlp.randomness import Source, as_generator
 
 
 class LinearModule(Module, takes_workspace=True):
@@ -21,7 +22,7 @@ class LinearModule(Module, takes_workspace=True):
         input_layer: whether this layer sees the data themselves rather than the output of an
             activation; its initial weights then have gain 1.
         dtype: ``float32`` or ``float64``.
-        rng: source of the initial weights; a fresh, unseeded one by default.
+        rng: source of the initial weights, a generator or a seed; by default NumPy's global one.
         gain: gain of the activation before this layer (√2 for ReLU, which zeroes half of its
             inputs). Not used when ``input_layer`` is true.
         weight_std: draw the weights from N(0, ``weight_std``²) instead of Kaiming's scheme
@@ -53,7 +54,7 @@ class LinearModule(Module, takes_workspace=True):
         input_layer: bool = False,
         *,
         dtype: DTypeLike = np.float64,
-        rng: np.random.Generator | None = None,
+        rng: Source = None,
         gain: float = math.sqrt(2.0),
         weight_std: float | None = None,
     ) -> None:
@@ -67,8 +68,8 @@ class LinearModule(Module, takes_workspace=True):
         self.in_features, self.out_features = int(in_features), int(out_features)
         if weight_std is None:
             weight_std = (1.0 if input_layer else gain) / math.sqrt(in_features)
-        rng = np.random.default_rng() if rng is None else rng
-        weight = rng.standard_normal((self.out_features, self.in_features)) * weight_std
+        shape = (self.out_features, self.in_features)
+        weight = as_generator(rng).standard_normal(shape) * weight_std
         self.params = {
             "weight": weight.astype(dtype),
             "bias": np.zeros(self.out_features, dtype=dtype),

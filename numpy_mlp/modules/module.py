@@ -34,9 +34,8 @@ class Module:
     as they are; and it serves one ``backward``, which forgets it. ``buffers`` holds arrays that are
     part of the state but are not trained.
 
-    Arguments are real numbers of any type, memory order and strides. float32 and float64 are
-    computed with as they are, float16 as float32; whole numbers and booleans take the type of the
-    parameters, at least, or become float64.
+    Arguments are real numbers of any type, memory order and strides: :func:`as_real` says in which
+    type they are computed with.
 
     Results are new arrays. While a training step lends the layers its :class:`Workspace`, results
     are in that step's arrays, which the next step overwrites, and a layer may write over an
@@ -174,7 +173,8 @@ def as_real(x: Any, what: str, like: Any = 0.0) -> Array:
     """Return ``x`` as an array in the floating-point type that it is computed with.
 
     float32 and float64 stay. float16 becomes float32, as its sums would overflow and its
-    denominators vanish; whole numbers and booleans take a type that holds them and ``like``.
+    denominators vanish, or the type of ``like``, if that is larger; whole numbers and booleans take
+    a type that holds them and ``like``.
 
     Raises:
         TypeError: ``x`` holds other things than real numbers; the error begins with ``what``.
@@ -187,7 +187,8 @@ def as_real(x: Any, what: str, like: Any = 0.0) -> Array:
             f"{what} holds {x.dtype}, expected real numbers; give floats, "
             f"np.asarray(..., dtype=np.float64)"
         )
-    return x.astype(np.result_type(x, np.float32 if x.dtype.kind == "f" else like))
+    at_least = np.float32 if x.dtype.kind == "f" else x.dtype
+    return x.astype(np.result_type(x, at_least, like))
 
 
 _FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
