@@ -58,7 +58,8 @@ class NumpyLearner:
         self.optimizer.lr = lr
         with self.workspace.lent_to(self.model.modules()), self._watching():
             logits = self.model.logits(images)
-            labels = class_indices(labels, *logits.shape)
+            if np.ndim(labels) != 1:
+                labels = class_indices(labels, *logits.shape)
             loss, dlogits = self.loss.loss_and_gradient(logits, labels)
             self._check_loss(loss, images)
             self.optimizer.begin_step()

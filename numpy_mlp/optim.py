@@ -42,14 +42,16 @@ class Optimizer:
             raise ValueError(f"learning rate must be >= 0 and finite, got {lr!r}")
         self._names = list(params) if isinstance(params, Mapping) else None
         self.params = _parameters(params)
+        self._dtypes = [np.result_type(p, np.float32) for p in self.params]
         self.lr = lr
         self.step_count = 0
         self.state = [
-            {slot: np.zeros(p.shape, np.result_type(p, np.float32)) for slot in self.slots}
-            for p in self.params
+            {slot: np.zeros(p.shape, dtype) for slot in self.slots}
+            for p, dtype in zip(self.params, self._dtypes, strict=True)
         ]
         self._scratch: Array = np.empty(0)
 
+    @underflow_is_zero
     def step(self, grads: Arrays) -> None:
         """Update every parameter from its gradient.
 
@@ -71,7 +73,6 @@ class Optimizer:
         """Count a step, whose parameters :meth:`update` then changes one at a time."""
         self.step_count += 1
 
-    @underflow_is_zero
     def update(self, index: int, grad: Array) -> None:
         """Update one parameter, as part of a step.
 
@@ -80,23 +81,25 @@ class Optimizer:
         once nothing reads the old value of the parameter any more.
         """
         param, state = self.params[index], self.state[index]
-        grad = as_real(grad, f"gradient {index}")
+        grad = as_real(grad, "a gradient")
         assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
         flat_param, flat_grad = param.reshape(-1), np.ravel(grad)
         flat_state = {slot: array.reshape(-1) for slot, array in state.items()}
-        size, dtype = min(param.size, _PIECE), np.result_type(param, np.float32)
+        size, dtype = min(param.size, _PIECE), self._dtypes[index]
         if self._scratch.dtype != dtype or self._scratch.size < size:
             self._scratch = np.empty(size, dtype)
         for start in range(0, param.size, _PIECE):
             piece = slice(start, start + _PIECE)
-            part = flat_param[piece].astype(dtype, copy=False)
+            part = flat_param[piece]
+            if part.dtype != dtype:
+                part = part.astype(dtype)
             self._update(
                 part,
                 flat_grad[piece],
                 {slot: array[piece] for slot, array in flat_state.items()},
                 self._scratch[: part.size],
             )
-            if dtype != param.dtype:
+            if param.dtype != dtype:
                 flat_param[piece] = part
         if not param.flags.c_contiguous:  # what was updated is a copy
             param[...] = flat_param.reshape(param.shape)

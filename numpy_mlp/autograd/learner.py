@@ -62,7 +62,8 @@ class GraphLearner(NumpyLearner):
         """
         self.model.train()
         logits = self._logits(images)
-        labels = class_indices(labels, *logits.value.shape)
+        if np.ndim(labels) != 1:
+            labels = class_indices(labels, *logits.value.shape)
         loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
         self._check_loss(float(loss.value), images)
         for node in self.nodes.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -38,12 +39,12 @@ class Linear(Module):
         dtype: DTypeLike = np.float64,
         rng: Source = None,
     ) -> None:
-        if rng is None:  # drawn from directly: after np.random.seed(), vugrad's own weights
-            draw = np.random.standard_normal
-        else:
-            old = isinstance(rng, np.random.RandomState)
-            draw = (rng if old else as_generator(rng)).standard_normal
-        weights = draw((output_size, input_size)) * np.sqrt(2.0 / (input_size + output_size))
+        # Old sources are drawn from directly: after np.random.seed() these are vugrad's weights.
+        source: Any = np.random if rng is None else rng
+        if rng is not None and not isinstance(rng, np.random.RandomState):
+            source = as_generator(rng)
+        weights = source.standard_normal((output_size, input_size))
+        weights *= np.sqrt(2.0 / (input_size + output_size))
         self.w = TensorNode(weights.astype(dtype), name="w")
         self.b = TensorNode(np.zeros((1, output_size), dtype=dtype), name="b")
 

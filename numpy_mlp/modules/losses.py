@@ -13,14 +13,14 @@ import numpy as np
 from numpy_mlp.modules.module import Array, as_real, underflow_is_zero
 
 
-def class_indices(y: Any, n: int, n_classes: int) -> Array:
+def class_indices(targets: Any, n: int, n_classes: int) -> Array:
     """Return targets as indices (N,), from integer labels (N,) or (N, 1), or one-hot rows (N, C).
 
     Raises:
         ValueError: the shape or type does not fit, a row is not one-hot, or a label is out of
             range.
     """
-    y = np.asarray(y)
+    y: Array = np.asarray(targets)
     if y.shape == (n, n_classes):
         one_hot = (y == 1).sum(axis=1) == 1
         if not (one_hot & ((y != 0).sum(axis=1) == 1)).all():

@@ -125,17 +125,19 @@ class Module:
 
     def _real(self, x: Any, name: str = "x") -> Array:
         """Return an argument called ``name`` in the type that it is computed with."""
+        if type(x) is np.ndarray and x.dtype in _FLOATS:
+            return x
         params = getattr(self, "params", {})
         return as_real(x, f"{type(self).__name__}: {name}", params.get("weight", 0.0))
 
     def _upstream(self, dout: Any, shape: tuple[int, ...]) -> Array:
         """Return ``dout`` in the type that it is computed with; its shape must be that of y."""
-        dout = self._real(dout, "dout")
-        assert dout.shape == shape, (
-            f"{type(self).__name__}.backward: dout has shape {dout.shape}, "
+        array = self._real(dout, "dout")
+        assert array.shape == shape, (
+            f"{type(self).__name__}.backward: dout has shape {array.shape}, "
             f"but forward returned {shape}"
         )
-        return dout
+        return array
 
     def _grad(self, name: str) -> Array:
         """Return the array in ``grads`` that a parameter's gradient is written into."""
@@ -179,19 +181,19 @@ def as_real(x: Any, what: str, like: Any = 0.0) -> Array:
     Raises:
         TypeError: ``x`` holds other things than real numbers; the error begins with ``what``.
     """
-    x = np.asarray(x)
-    if x.dtype in (_FLOAT32, _FLOAT64):
-        return x
-    if x.dtype.kind not in "biuf":
+    array: Array = np.asarray(x)
+    if array.dtype in _FLOATS:
+        return array
+    if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"{what} holds {x.dtype}, expected real numbers; give floats, "
+            f"{what} holds {array.dtype}, expected real numbers; give floats, "
             f"np.asarray(..., dtype=np.float64)"
         )
-    at_least = np.float32 if x.dtype.kind == "f" else x.dtype
-    return x.astype(np.result_type(x, at_least, like))
+    at_least = np.float32 if array.dtype.kind == "f" else array.dtype
+    return array.astype(np.result_type(array, at_least, like))
 
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def check_dtype(dtype: DTypeLike) -> None:

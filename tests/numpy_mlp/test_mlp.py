@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+import numpy_mlp.autograd as vg
+import torch_models
 from numpy_mlp import MLP
 from numpy_mlp.gradient_check import check_gradients
 from numpy_mlp.modules import (
@@ -191,6 +193,36 @@ def test_state_of_another_architecture_is_refused_whole() -> None:
 def test_bad_arguments_are_named(args: Any, kwargs: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         MLP(*args, **kwargs)
+
+
+def test_one_hidden_layer_may_be_given_as_its_width() -> None:
+    one, two = (MLP(4, n_hidden, 2, rng=0) for n_hidden in (3, [3]))
+    assert repr(one) == repr(two) and len(one.layers) == 4
+    for name, param in one.params.items():
+        np.testing.assert_array_equal(param, two.params[name])
+    twin = torch_models.MLP(4, 3, 2)
+    assert [tuple(p.shape) for p in twin.parameters()] == [(3, 4), (3,), (2, 3), (2,)]
+    assert [layer.w.size() for layer in vg.MLP(4, 2, hidden_sizes=3).layers] == [(3, 4), (2, 3)]
+
+
+def test_data_may_be_lists_and_frames() -> None:
+    """Whatever NumPy makes an array of: a DataFrame does, by ``__array__``."""
+
+    class Frame:
+        def __init__(self, values: Any) -> None:
+            self.values = np.array(values)
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return self.values
+
+    rows, dout = [[1, 2, 3], [4, 5, 6]], np.ones((2, 4))
+    model, loss = MLP(3, [6], 4, rng=0), SoftMaxCrossEntropyModule()
+    expected, dx = model(np.array(rows, float)), model.backward(dout)
+    for x in (rows, Frame(rows), np.array(rows, np.uint8)):
+        np.testing.assert_array_equal(model(x), expected)
+        np.testing.assert_array_equal(model.backward(dout.tolist()), dx)
+        assert loss.forward(x, [0, 2]) == loss.forward(np.array(rows, float), np.array([0, 2]))
+        assert loss.forward(x, Frame([[0], [2]])) == loss.forward(x, [0, 2])
 
 
 def test_float32_throughout(rng: np.random.Generator) -> None:

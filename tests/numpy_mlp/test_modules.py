@@ -424,7 +424,9 @@ def _probabilities(rng: np.random.Generator) -> np.ndarray:
 LABELS = np.array([0, 3, 1, 1, 2, 0])  # class counts differ; all classes occur
 
 
-@pytest.mark.parametrize("y", [LABELS, np.eye(4)[LABELS], np.eye(4, dtype=int)[LABELS]])
+@pytest.mark.parametrize(
+    "y", [LABELS, LABELS[:, None], np.eye(4)[LABELS], np.eye(4, dtype=int)[LABELS]]
+)
 @pytest.mark.parametrize("loss", [CrossEntropyModule(), SoftMaxCrossEntropyModule()])
 def test_loss_gradient_agrees_with_finite_differences(
     loss: Any, y: np.ndarray, rng: np.random.Generator
@@ -471,7 +473,10 @@ def test_cross_entropy_of_an_impossible_target_is_finite() -> None:
 @pytest.mark.parametrize(
     ("y", "named"),
     [
-        (np.array([0, 4]), "label 4 is out of range"),
+        (np.array([0, 4]), "label 4 is out of range: expected 0 to 3, one for each of 4 outputs"),
+        (np.array([[0], [4]]), "label 4 is out of range"),
+        (np.array([0.0, 1.5]), r"got float64 of shape \(2,\); give y.astype\(int\)"),
+        (np.array([True, False]), r"got bool of shape \(2,\); give y.astype\(int\)"),
         (np.array([0, -1]), "label -1"),
         (np.array([0.0, 1.0]), "integer labels"),
         (np.array([0, 1, 2]), "shape"),
