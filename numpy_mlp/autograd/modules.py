@@ -43,8 +43,8 @@ class Linear(Module):
         source: Any = np.random if rng is None else rng
         if rng is not None and not isinstance(rng, np.random.RandomState):
             source = as_generator(rng)
-        weights = source.standard_normal((output_size, input_size))
-        weights *= np.sqrt(2.0 / (input_size + output_size))
+        draw = source.standard_normal
+        weights = draw((output_size, input_size)) * np.sqrt(2.0 / (input_size + output_size))
         self.w = TensorNode(weights.astype(dtype), name="w")
         self.b = TensorNode(np.zeros((1, output_size), dtype=dtype), name="b")
 
