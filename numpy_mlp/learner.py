@@ -69,6 +69,10 @@ class NumpyLearner:
     def _update(self, layer: Module) -> None:
         """Update the parameters of a layer, whose gradients have just been made."""
         for place, key in self._places.get(layer, ()):
+            assert self.optimizer.params[place] is layer.params[key], (
+                f"{key} of {layer} is another array than the optimizer updates; to change a "
+                f"parameter, write into its array: params[{key!r}][...] = value"
+            )
             self.optimizer.update(place, layer.grads[key])
 
     def _check_loss(self, loss: float, images: Array) -> None:

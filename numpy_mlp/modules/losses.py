@@ -23,8 +23,12 @@ def class_indices(targets: Any, n: int, n_classes: int) -> Array:
     y: Array = np.asarray(targets)
     if y.shape == (n, n_classes):
         one_hot = (y == 1).sum(axis=1) == 1
-        if not (one_hot & ((y != 0).sum(axis=1) == 1)).all():
-            raise ValueError("a row of y is not one-hot: expected a single 1 and zeros elsewhere")
+        one_hot &= (y != 0).sum(axis=1) == 1
+        if not one_hot.all():
+            raise ValueError(
+                f"row {one_hot.argmin()} of y is not one-hot: expected a single 1 and zeros "
+                f"elsewhere; give one label for each row otherwise"
+            )
         indices: Array = y.argmax(axis=1)
         return indices
     if y.shape == (n, 1):

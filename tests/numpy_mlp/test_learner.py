@@ -94,6 +94,14 @@ def test_the_learning_rate_is_the_steps_own(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_parameter_that_was_replaced_is_noticed(rng: np.random.Generator) -> None:
+    learner = _learner()
+    layer = learner.model.layers[2]
+    layer.params["bias"] = layer.params["bias"].copy()
+    with pytest.raises(AssertionError, match=r"bias of LinearModule.* is another array"):
+        learner.train_step(*_batch(rng), 0.1)
+
+
 @pytest.mark.parametrize("kind", [NumpyLearner, GraphLearner])
 def test_labels_may_be_a_column_or_one_hot(kind: Any, rng: np.random.Generator) -> None:
     x, y = _batch(rng)

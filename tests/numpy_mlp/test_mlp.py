@@ -13,11 +13,13 @@ import numpy_mlp.autograd as vg
 import torch_models
 from numpy_mlp import MLP
 from numpy_mlp.gradient_check import check_gradients
+from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.modules import (
     BackwardBeforeForwardError,
     BatchNormModule,
     SoftMaxCrossEntropyModule,
 )
+from numpy_mlp.optim import SGD
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -193,6 +195,26 @@ def test_state_of_another_architecture_is_refused_whole() -> None:
 def test_bad_arguments_are_named(args: Any, kwargs: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         MLP(*args, **kwargs)
+
+
+def test_gradients_taken_once_before_a_loop_train(rng: np.random.Generator) -> None:
+    model, twin = (MLP(3, [6], 4, batch_norm=True, rng=0) for _ in "ab")
+    x, y, loss = rng.standard_normal((8, 3)), rng.integers(0, 4, 8), SoftMaxCrossEntropyModule()
+    params, grads = list(model.params.values()), list(model.grads.values())
+    learner = NumpyLearner(twin, SGD(twin.params, 0.1))
+    held = dict(twin.grads)
+    losses = []
+    for _ in range(20):
+        value, dlogits = loss.loss_and_gradient(model.logits(x), y)
+        model.backward_logits(dlogits)
+        for param, grad in zip(params, grads, strict=True):
+            param -= 0.1 * grad
+        losses.append(value)
+        assert value == pytest.approx(learner.train_step(x, y, 0.1)[0], rel=1e-12)
+    assert losses[-1] < 0.8 * losses[0]
+    for name, grad in held.items():
+        assert twin.grads[name] is grad
+        np.testing.assert_allclose(grad, model.grads[name], rtol=1e-9, atol=1e-12)
 
 
 def test_one_hidden_layer_may_be_given_as_its_width() -> None:
