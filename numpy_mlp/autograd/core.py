@@ -113,16 +113,12 @@ class TensorNode(Operators):
 
     def zero_grad(self) -> None:
         """Set the gradients of this node, and of all that it depends on, to zero."""
-        self._forget_gradient()
-        for op in _ops_below(self):
-            for node in (*op.inputs, *op.outputs):
-                node._forget_gradient()
-
-    def _forget_gradient(self) -> None:
-        if self._seen and self._grad is not None:
-            self._grad[...] = 0
-        else:
-            self._grad = None
+        below = (node for op in _ops_below(self) for node in (*op.inputs, *op.outputs))
+        for node in (self, *below):
+            if node._seen and node._grad is not None:
+                node._grad[...] = 0
+            else:
+                node._grad = None
 
     def clear(self) -> None:
         """Take the graph below apart, so that what it remembers is freed at once.
@@ -394,8 +390,7 @@ class _Walk:
             return
         del self.nodes[key]
         grad = self.gradients[key]
-        if node._grad is not None:
-            # asarray: the sum of two arrays without dimensions would be a number.
+        if node._grad is not None:  # in place where a user may hold it
             out = node._grad if node._seen else None
             node._grad, node._shared = np.asarray(np.add(node._grad, grad, out=out)), False
             return
