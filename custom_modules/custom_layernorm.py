@@ -66,6 +66,8 @@ class CustomLayerNormManualFunction(torch.autograd.Function):
 
     Kept for backward: ``input`` and ``gamma`` themselves, and (N,) for mean and inv_std; of these,
     only what the gradients that are asked for read. x_hat, as large as the input, is recomputed.
+
+    For torch.func's transforms, take :class:`CustomLayerNormManualModule`.
     """
 
     @staticmethod

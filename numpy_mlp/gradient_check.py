@@ -51,9 +51,9 @@ def eval_numerical_gradient_array(
         h: half the width of the difference.
 
     Raises:
-        ValueError: ``x`` holds integers, to which h would be lost.
+        ValueError: ``x`` holds integers or float16, to which h would be lost.
     """
-    if not np.issubdtype(x.dtype, np.floating):
+    if x.dtype.kind != "f" or x.dtype.itemsize < 4:
         raise ValueError(f"a numerical gradient needs a floating-point x, got {x.dtype}")
     grad = np.zeros_like(x)
     for index in np.ndindex(x.shape):
@@ -195,6 +195,8 @@ def check_gradients(
                 f"np.asarray({name}, dtype=np.float64)"
             )
 
+    x = np.array(x)  # to be changed an entry at a time, whatever the caller's allows
+
     def forward(_: Array) -> Array:
         out: Array = copy.deepcopy(module).forward(x.copy())
         return out
@@ -246,5 +248,6 @@ def check_loss_gradient(
         h: half the width of the differences.
         tolerance: largest relative error that passes.
     """
+    x = np.array(x)
     numerical = eval_numerical_gradient(lambda x_: loss.forward(x_, y), x, h=h)
     return GradientReport((compare_gradients("x", loss.backward(x, y), numerical, tolerance),))

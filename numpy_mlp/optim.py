@@ -59,7 +59,11 @@ class Optimizer:
             grads: in the order of the parameters, or a dictionary with their names.
         """
         if isinstance(grads, Mapping):
-            assert self._names is not None, "gradients have names, the parameters were a list"
+            if self._names is None:
+                raise TypeError(
+                    "gradients by name need parameters by name: make the optimizer with "
+                    "model.params, or give list(grads.values())"
+                )
             grads = [grads[name] for name in self._names]
         grads = list(grads)
         assert len(grads) == len(self.params), (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
-Source = np.random.Generator | np.random.RandomState | int | None
+Source = np.random.Generator | np.random.RandomState | int | ModuleType | None
 """A source of random numbers, as :func:`as_generator` takes it."""
 
 
@@ -13,8 +15,8 @@ def as_generator(rng: Source = None) -> np.random.Generator:
 
     Args:
         rng: a generator, which is returned itself; a whole number, the seed of a new one; or a
-            ``RandomState``, from which the seed of a new one is drawn. None stands for NumPy's
-            global one, so that ``np.random.seed(0)`` decides.
+            ``RandomState``, from which the seed of a new one is drawn. None, or ``np.random``,
+            stands for NumPy's global one, so that ``np.random.seed(0)`` decides.
 
     Raises:
         TypeError: ``rng`` is something else.
@@ -22,7 +24,7 @@ def as_generator(rng: Source = None) -> np.random.Generator:
     """
     if isinstance(rng, np.random.Generator):
         return rng
-    if rng is None:
+    if rng is None or rng is np.random:
         return np.random.default_rng(np.random.randint(0, 2**32, 4, np.uint32))  # noqa: NPY002
     if isinstance(rng, np.random.RandomState):
         return np.random.default_rng(rng.randint(0, 2**32, 4, np.uint32))

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -63,7 +64,7 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        n_hidden = [n_hidden] if isinstance(n_hidden, int) else n_hidden
+        n_hidden = [int(n_hidden)] if isinstance(n_hidden, int | np.integer) else n_hidden
         if neg_slope is not None:
             activation = "leaky_relu"
         if activation not in ACTIVATIONS:

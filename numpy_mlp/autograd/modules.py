@@ -41,7 +41,7 @@ class Linear(Module):
     ) -> None:
         # Old sources are drawn from directly: after np.random.seed() these are vugrad's weights.
         source: Any = np.random if rng is None else rng
-        if rng is not None and not isinstance(rng, np.random.RandomState):
+        if source is not np.random and not isinstance(rng, np.random.RandomState):
             source = as_generator(rng)
         draw = source.standard_normal
         weights = draw((output_size, input_size)) * np.sqrt(2.0 / (input_size + output_size))

@@ -49,6 +49,8 @@ def test_the_same_source_gives_the_same_numbers(make: Callable[[Any], Array]) ->
     np.testing.assert_array_equal(make(7), make(np.random.default_rng(7)))
     np.random.seed(7)  # noqa: NPY002
     np.testing.assert_array_equal(make(None), make(np.random.RandomState(7)))
+    np.random.seed(7)  # noqa: NPY002
+    np.testing.assert_array_equal(make(np.random), make(np.random.RandomState(7)))
 
 
 @EVERY

@@ -236,6 +236,8 @@ def test_optimizers_take_dictionaries_and_generators(name: str) -> None:
             optimizer.step(grads)
     for key, param in model.params.items():
         np.testing.assert_array_equal(param, twin.params[key])
+    with pytest.raises(TypeError, match=r"make the optimizer with model.params, or give list"):
+        two.step(twin.grads)
     backwards = dict(reversed(model.grads.items()))
     before = {key: param.copy() for key, param in model.params.items()}
     one.step(backwards)
