@@ -116,10 +116,9 @@ class Module:
         if values is None:
             name = type(self).__name__
             raise BackwardBeforeForwardError(
-                f"{name}.backward() has nothing to work on: each backward needs a "
-                f"{name}.forward(x) of its own before it, in training mode (evaluation mode and "
-                f"clear_cache() forget). One object used at two places of a network remembers the "
-                f"last of them only: make a {name} for each place"
+                f"{name}.backward() has nothing to work on: call {name}.forward(x) before each "
+                f"backward, in training mode (evaluation mode and clear_cache() forget); a {name} "
+                f"used at two places of a network must be two objects"
             )
         return values
 
