@@ -287,7 +287,9 @@ def test_one_forward_serves_one_backward(name: str, rng: np.random.Generator) ->
 def test_one_activation_at_two_places_is_refused(rng: np.random.Generator) -> None:
     model = MLP(3, [3, 3], 3, rng=rng)
     model.layers[3] = model.layers[1]
-    with pytest.raises(BackwardBeforeForwardError, match="two places of a network must be two objects"):
+    with pytest.raises(
+        BackwardBeforeForwardError, match="two places of a network must be two objects"
+    ):
         check_gradients(model, _input(rng), rng=rng)
 
 
