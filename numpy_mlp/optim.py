@@ -7,11 +7,13 @@ parameters in place; ``state_dict`` returns everything needed to go on bit for b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from numpy_mlp.modules.module import Array
+from numpy_mlp.modules.module import Array, as_real, underflow_is_zero
+
+Arrays = Iterable[Array] | Mapping[str, Array]
 
 _PIECE = 1 << 16  # values updated at a time: 256 KiB an array in float32
 
@@ -24,26 +26,46 @@ class Optimizer:
     formula of ten operations then reads each array from memory once, not ten times.
 
     Args:
-        params: C-contiguous arrays that :meth:`step` changes in place.
+        params: arrays of floats that :meth:`step` changes in place, or a dictionary of them, as
+            ``model.params`` is. float16 is updated in float32, and has its state in it.
         lr: learning rate; may be set between steps.
 
     Raises:
-        ValueError: ``lr`` is negative or not finite.
+        ValueError: ``lr`` is negative or not finite, or a parameter is read-only.
+        TypeError: a parameter is no array of floats.
     """
 
     slots: tuple[str, ...] = ()
 
-    def __init__(self, params: Sequence[Array], lr: float) -> None:
+    def __init__(self, params: Arrays, lr: float) -> None:
         if not 0 <= lr < math.inf:
             raise ValueError(f"learning rate must be >= 0 and finite, got {lr!r}")
-        self.params = list(params)
+        self._names = list(params) if isinstance(params, Mapping) else None
+        self.params = _parameters(params)
+        self._dtypes = [np.result_type(p, np.float32) for p in self.params]
         self.lr = lr
         self.step_count = 0
-        self.state = [{slot: np.zeros_like(p) for slot in self.slots} for p in self.params]
+        self.state = [
+            {slot: np.zeros(p.shape, dtype) for slot in self.slots}
+            for p, dtype in zip(self.params, self._dtypes, strict=True)
+        ]
         self._scratch: Array = np.empty(0)
 
-    def step(self, grads: Sequence[Array]) -> None:
-        """Update every parameter from its gradient."""
+    @underflow_is_zero
+    def step(self, grads: Arrays) -> None:
+        """Update every parameter from its gradient.
+
+        Args:
+            grads: in the order of the parameters, or a dictionary with their names.
+        """
+        if isinstance(grads, Mapping):
+            if self._names is None:
+                raise TypeError(
+                    "gradients by name need parameters by name: make the optimizer with "
+                    "model.params, or give list(grads.values())"
+                )
+            grads = [grads[name] for name in self._names]
+        grads = list(grads)
         assert len(grads) == len(self.params), (
             f"got {len(grads)} gradients for {len(self.params)} parameters"
         )
@@ -63,21 +85,28 @@ class Optimizer:
         once nothing reads the old value of the parameter any more.
         """
         param, state = self.params[index], self.state[index]
+        grad = as_real(grad, "a gradient")
         assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
-        flat_param, flat_grad = _flat(param), np.ravel(grad)
-        flat_state = {slot: _flat(array) for slot, array in state.items()}
-        size = min(param.size, _PIECE)
-        if self._scratch.dtype != param.dtype or self._scratch.size < size:
-            self._scratch = np.empty(size, param.dtype)
+        flat_param, flat_grad = param.reshape(-1), np.ravel(grad)
+        flat_state = {slot: array.reshape(-1) for slot, array in state.items()}
+        size, dtype = min(param.size, _PIECE), self._dtypes[index]
+        if self._scratch.dtype != dtype or self._scratch.size < size:
+            self._scratch = np.empty(size, dtype)
         for start in range(0, param.size, _PIECE):
             piece = slice(start, start + _PIECE)
             part = flat_param[piece]
+            if part.dtype != dtype:
+                part = part.astype(dtype)
             self._update(
                 part,
                 flat_grad[piece],
                 {slot: array[piece] for slot, array in flat_state.items()},
                 self._scratch[: part.size],
             )
+            if param.dtype != dtype:
+                flat_param[piece] = part
+        if not param.flags.c_contiguous:  # what was updated is a copy
+            param[...] = flat_param.reshape(param.shape)
 
     def _update(self, param: Array, grad: Array, state: dict[str, Array], scratch: Array) -> None:
         """Change ``param`` and ``state`` in place; ``scratch`` may be used for anything."""
@@ -113,7 +142,7 @@ class SGD(Optimizer):
     is outside it, and the first step is a plain one.
 
     Args:
-        params: arrays to train.
+        params: arrays to train, or a dictionary of them.
         lr: learning rate.
         momentum: share of the buffer that survives a step, in [0, 1).
         weight_decay: L2 penalty, added to the gradient.
@@ -129,7 +158,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -172,7 +201,7 @@ class AdamW(Optimizer):
     With ``weight_decay=0`` it is Adam.
 
     Args:
-        params: arrays to train.
+        params: arrays to train, or a dictionary of them.
         lr: learning rate.
         betas: decay rates (β₁, β₂) of the two moments, each in [0, 1).
         eps: added to the denominator.
@@ -188,7 +217,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -224,10 +253,21 @@ class AdamW(Optimizer):
         param -= scratch
 
 
-def _flat(array: Array) -> Array:
-    """Return a 1-d view of ``array``, so that changing the one changes the other."""
-    assert array.flags.c_contiguous, "parameters and their state must be C-contiguous"
-    return array.reshape(-1)
+def _parameters(params: Arrays) -> list[Array]:
+    """Return the arrays; an error unless they are floats that may be written to."""
+    if isinstance(params, np.ndarray):
+        raise TypeError("params is one array, expected a list of arrays; give [array]")
+    params = list(params.values() if isinstance(params, Mapping) else params)
+    for i, param in enumerate(params):
+        if not isinstance(param, np.ndarray) or param.dtype.kind != "f":
+            kind = param.dtype if isinstance(param, np.ndarray) else type(param).__name__
+            hint = "; give the node's value" if hasattr(param, "value") else ""
+            raise TypeError(f"parameter {i} is {kind}, expected an array of floats{hint}")
+        if not param.flags.writeable:
+            raise ValueError(
+                f"parameter {i} is read-only, but training changes it in place; give a copy"
+            )
+    return params
 
 
 Schedule = Callable[[int], float]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numpy_mlp.modules.module import Array, Module, check_dtype
+from numpy_mlp.randomness import Source, as_generator
 
 
 class LinearModule(Module, takes_workspace=True):
@@ -21,7 +22,7 @@ class LinearModule(Module, takes_workspace=True):
         input_layer: whether this layer sees the data themselves rather than the output of an
             activation; its initial weights then have gain 1.
         dtype: ``float32`` or ``float64``.
-        rng: source of the initial weights; a fresh, unseeded one by default.
+        rng: source of the initial weights, a generator or a seed; by default NumPy's global one.
         gain: gain of the activation before this layer (√2 for ReLU, which zeroes half of its
             inputs). Not used when ``input_layer`` is true.
         weight_std: draw the weights from N(0, ``weight_std``²) instead of Kaiming's scheme
@@ -53,7 +54,7 @@ class LinearModule(Module, takes_workspace=True):
         input_layer: bool = False,
         *,
         dtype: DTypeLike = np.float64,
-        rng: np.random.Generator | None = None,
+        rng: Source = None,
         gain: float = math.sqrt(2.0),
         weight_std: float | None = None,
     ) -> None:
@@ -67,8 +68,8 @@ class LinearModule(Module, takes_workspace=True):
         self.in_features, self.out_features = int(in_features), int(out_features)
         if weight_std is None:
             weight_std = (1.0 if input_layer else gain) / math.sqrt(in_features)
-        rng = np.random.default_rng() if rng is None else rng
-        weight = rng.standard_normal((self.out_features, self.in_features)) * weight_std
+        shape = (self.out_features, self.in_features)
+        weight = as_generator(rng).standard_normal(shape) * weight_std
         self.params = {
             "weight": weight.astype(dtype),
             "bias": np.zeros(self.out_features, dtype=dtype),
@@ -77,6 +78,7 @@ class LinearModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x Wᵀ + b``, (N, in_features) -> (N, out_features)."""
+        x = self._real(x)
         assert x.ndim == 2 and x.shape[1] == self.in_features, (
             f"LinearModule.forward: x has shape {x.shape}, expected (N, {self.in_features})"
         )
@@ -99,6 +101,7 @@ class LinearModule(Module, takes_workspace=True):
 
         For the gradients of weight and bias see :meth:`backward_parameters`.
         """
+        dout = self._real(dout, "dout")
         self.backward_parameters(dout)
         return self._matmul("dx", dout, self.params["weight"])  # (N, out) @ (out, in) -> (N, in)
 
@@ -114,9 +117,9 @@ class LinearModule(Module, takes_workspace=True):
         No 1/N appears: the mean over the batch entered once, in the loss, and is inside δ.
         """
         (x,) = self._recall()
-        self._check_dout(dout, (x.shape[0], self.out_features))
-        self.grads["weight"] = self._matmul("dweight", dout.T, x)  # (out, N) @ (N, in)
-        self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout  # a sum, as a product: (out,)
+        dout = self._upstream(dout, (x.shape[0], self.out_features))
+        np.matmul(dout.T, x, out=self._grad("weight"))  # (out, N) @ (N, in)
+        np.matmul(np.ones(len(dout), dout.dtype), dout, out=self._grad("bias"))  # a sum
 
     def __repr__(self) -> str:
         return f"LinearModule(in_features={self.in_features}, out_features={self.out_features})"
