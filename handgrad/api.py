@@ -98,7 +98,8 @@ def _command(
             "target_accuracy decides the exit status of a command; look at "
             'run.summary["test_accuracy"] instead'
         )
-    whole = compose(kind, network.presets, None if preset is None else str(preset), given)
+    preset = None if preset is None else str(preset)
+    whole = compose(kind, network.presets, preset, given, resumes=resume is not None)
     options = options_for(whole)
     if resume is not None:
         resume = user_path(resume)

@@ -165,10 +165,15 @@ def _version(package: str) -> str:
 
 
 def _complain(message: str, everywhere: bool = False) -> int:
-    # Of several processes on a machine that all fail alike, the first speaks.
-    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {_one_line(message)}", file=sys.stderr)
+    remark(f"error: {message}", everywhere)
     return 2
+
+
+def remark(message: str, everywhere: bool = False) -> None:
+    """Print one line to standard error."""
+    # Of several processes on a machine that all say the same, the first speaks.
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(_one_line(message), file=sys.stderr)
 
 
 def _one_line(text: object) -> str:

@@ -7,12 +7,14 @@ parameters in place; ``state_dict`` returns everything needed to go on bit for b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from numpy_mlp.modules.module import Array
+from numpy_mlp.modules.module import Array, as_real, underflow_is_zero
 from numpy_mlp.parallel import for_chunks
+
+Arrays = Iterable[Array] | Mapping[str, Array]
 
 _PIECE = 1 << 16  # values updated at a time: 256 KiB an array in float32
 
@@ -25,7 +27,8 @@ class Optimizer:
     formula of ten operations then reads each array from memory once, not ten times.
 
     Args:
-        params: arrays without gaps in memory that :meth:`step` changes in place.
+        params: arrays of floats that :meth:`step` changes in place, or a dictionary of them, as
+            ``model.params`` is. float16 is updated in float32, and has its state in it.
         lr: learning rate; may be set between steps.
         weight_decay: of all parameters, or of each.
 
@@ -33,18 +36,22 @@ class Optimizer:
         whole_steps: whether :meth:`step` is faster than one :meth:`update` after the other.
 
     Raises:
-        ValueError: ``lr`` is negative or not finite, or ``weight_decay`` is negative.
+        ValueError: ``lr`` is negative or not finite, ``weight_decay`` is negative, or a parameter
+            is read-only.
+        TypeError: a parameter is no array of floats.
     """
 
     slots: tuple[str, ...] = ()
     whole_steps = False
 
     def __init__(
-        self, params: Sequence[Array], lr: float, weight_decay: float | Sequence[float] = 0.0
+        self, params: Arrays, lr: float, weight_decay: float | Sequence[float] = 0.0
     ) -> None:
         if not 0 <= lr < math.inf:
             raise ValueError(f"learning rate must be >= 0 and finite, got {lr!r}")
-        self.params = list(params)
+        self._names = list(params) if isinstance(params, Mapping) else None
+        self.params = _parameters(params)
+        self._dtypes = [np.result_type(p, np.float32) for p in self.params]
         self.lr = lr
         of_each = weight_decay if isinstance(weight_decay, Sequence) else [weight_decay]
         if not all(decay >= 0 for decay in of_each):
@@ -52,15 +59,34 @@ class Optimizer:
         self.weight_decay = [*of_each] * (len(self.params) if len(of_each) == 1 else 1)
         assert len(self.weight_decay) == len(self.params), "a weight decay for each parameter"
         self.step_count = 0
-        self.state = [{slot: np.zeros_like(p) for slot in self.slots} for p in self.params]
+        self.state = [
+            {slot: np.zeros_like(p, dtype) for slot in self.slots}
+            for p, dtype in zip(self.params, self._dtypes, strict=True)
+        ]
         self._scratch: Array = np.empty(0)
 
-    def step(self, grads: Sequence[Array]) -> None:
-        """Update every parameter from its gradient."""
+    @underflow_is_zero
+    def step(self, grads: Arrays) -> None:
+        """Update every parameter from its gradient.
+
+        Args:
+            grads: in the order of the parameters, or a dictionary with their names.
+        """
+        if isinstance(grads, Mapping):
+            if self._names is None:
+                raise TypeError(
+                    "gradients by name need parameters by name: make the optimizer with "
+                    "model.params, or give list(grads.values())"
+                )
+            grads = [grads[name] for name in self._names]
+        grads = list(grads)
         assert len(grads) == len(self.params), (
             f"got {len(grads)} gradients for {len(self.params)} parameters"
         )
         self.begin_step()
+        self._update_all(grads)
+
+    def _update_all(self, grads: Sequence[Array]) -> None:
         for index, grad in enumerate(grads):
             self.update(index, grad)
 
@@ -76,19 +102,20 @@ class Optimizer:
         once nothing reads the old value of the parameter any more.
         """
         param, state = self.params[index], self.state[index]
+        grad = as_real(grad, "a gradient")
         assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
-        if grad.strides != param.strides:
-            same = np.empty_like(param)
-            same[...] = grad
-            grad = same
-        flat_param, flat_grad = _flat(param), _flat(grad)
-        flat_state = {slot: _flat(array) for slot, array in state.items()}
-        size = min(param.size, _PIECE)
-        if self._scratch.dtype != param.dtype or self._scratch.size < size:
-            self._scratch = np.empty(size, param.dtype)
+        # In the order of the memory, which the filters of a convolution have their own of.
+        order = np.argsort([-abs(s) for s in param.strides], kind="stable")
+        flat_param, flat_grad = (a.transpose(order).reshape(-1) for a in (param, grad))
+        flat_state = {slot: a.transpose(order).reshape(-1) for slot, a in state.items()}
+        size, dtype = min(param.size, _PIECE), self._dtypes[index]
+        if self._scratch.dtype != dtype or self._scratch.size < size:
+            self._scratch = np.empty(size, dtype)
         for start in range(0, param.size, _PIECE):
             piece = slice(start, start + _PIECE)
             part = flat_param[piece]
+            if part.dtype != dtype:
+                part = part.astype(dtype)
             self._update(
                 part,
                 flat_grad[piece],
@@ -96,6 +123,10 @@ class Optimizer:
                 self._scratch[: part.size],
                 self.weight_decay[index],
             )
+            if param.dtype != dtype:
+                flat_param[piece] = part
+        if not np.may_share_memory(flat_param, param):  # what was updated is a copy
+            param.transpose(order)[...] = flat_param.reshape(param.transpose(order).shape)
 
     def _update(
         self,
@@ -138,7 +169,7 @@ class SGD(Optimizer):
     is outside it, and the first step is a plain one.
 
     Args:
-        params: arrays to train.
+        params: arrays to train, or a dictionary of them.
         lr: learning rate.
         momentum: share of the buffer that survives a step, in [0, 1).
         weight_decay: L2 penalty, added to the gradient; of all parameters, or of each.
@@ -154,7 +185,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -203,7 +234,7 @@ class AdamW(Optimizer):
     weight_decay · θ.
 
     Args:
-        params: arrays to train.
+        params: arrays to train, or a dictionary of them.
         lr: learning rate.
         betas: decay rates (β₁, β₂) of the two moments, each in [0, 1).
         eps: added to the denominator.
@@ -220,7 +251,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -295,7 +326,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float,
         *,
         momentum: float = 0.6,
@@ -316,9 +347,8 @@ class Muon(Optimizer):
         self.top_lr, self.rest_lr = lr, list(rates)
         self.momentum, self.rest_momentum, self.steps = momentum, rest_momentum, steps
 
-    def step(self, grads: Sequence[Array]) -> None:
-        """Update every parameter from its gradient, several at the same time."""
-        self.begin_step()
+    def _update_all(self, grads: Sequence[Array]) -> None:
+        """Update every parameter, several at the same time."""
 
         def work(chunk: slice, lane: int) -> None:
             self.update(chunk.start, grads[chunk.start])

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from handgrad.data import BatchLoader, Split, load_dataset
@@ -112,6 +113,7 @@ class Run(Generic[SettingsT]):
                 f"{self.team.size} processes; choose a multiple of {self.team.size}"
             )
 
+    @np.errstate(under="ignore")  # no error, whatever the user's program has set
     def complete(self) -> dict[str, Any] | None:
         """Train to the end, evaluate on the test images, and write down what came of it.
 
@@ -234,6 +236,7 @@ class Run(Generic[SettingsT]):
                 validation_size=settings.validation_size,
                 validation_images=settings.validation_images,
                 seed=settings.seed,
+                download=self.is_new or data_dir is None,
             )
         if is_first:
             self.team.wait()

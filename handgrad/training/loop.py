@@ -25,6 +25,9 @@ from handgrad.training.observers import Observer
 from handgrad.training.progress import Progress
 from handgrad.training.team import Alone, Team
 
+# What a learner, and the generators of NumPy and PyTorch, make of a state that is not theirs.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+
 
 @dataclass
 class Loop:
@@ -79,7 +82,7 @@ class Loop:
                 self.learner.load_weights(checkpoint.best)  # only to see that they fit
             self.learner.load_weights(checkpoint.weights)
             self.learner.load_state(checkpoint.learner, checkpoint.learner_text)
-        except (ValueError, TypeError, KeyError) as error:
+        except _MISFITS as error:
             raise DataError(f"{self.checkpoint_path} does not fit this run: {error}") from None
         for name, array in checkpoint.weights.items():
             if not np.isfinite(array).all():

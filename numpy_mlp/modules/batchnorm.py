@@ -74,6 +74,7 @@ class BatchNormModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``weight · x_hat + bias``, (N, D) -> (N, D)."""
+        x = self._real(x)
         assert x.ndim == 2 and x.shape[1] == self.num_features, (
             f"BatchNormModule.forward: x has shape {x.shape}, expected (N, {self.num_features})"
         )
@@ -133,11 +134,11 @@ class BatchNormModule(Module, takes_workspace=True):
                = s · weight (δ - dbias/N - x_hat · dweight/N)
         """
         x_hat, inv_std = self._recall()
-        self._check_dout(dout, x_hat.shape)
+        dout = self._upstream(dout, x_hat.shape)
         n = x_hat.shape[0]
         dweight = np.einsum("nd,nd->d", dout, x_hat)  # (D,)
         dbias = np.ones(n, dout.dtype) @ dout  # (D,)
-        self.grads["weight"], self.grads["bias"] = dweight, dbias
+        self._grad("weight")[...], self._grad("bias")[...] = dweight, dbias
         dx: Array = np.multiply(
             x_hat, dweight / n, out=self._new("dx", x_hat.shape, np.result_type(x_hat, dout))
         )

@@ -48,6 +48,38 @@ def test_train_does_what_the_command_does(tmp_path: Path, run: TrainedRun) -> No
     ).read_bytes()
 
 
+class Logistic:
+    """σ(x), as a student writes it."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.y = 1 / (1 + np.exp(-x))
+        return self.y
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        return dout * self.y * (1 - self.y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "elu", "lr": 0.5},
+        {"activation": "sigmoid", "optimizer": "adamw", "weight_std": 1e-30},
+        {"engine": "graph", "activation": "tanh", "lr": 0.5},
+    ],
+)
+def test_numpys_errors_of_the_program_stop_no_training(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = [tmp_path / mode for mode in ("raise", "ignore")]
+    for folder in folders:
+        with np.errstate(all=folder.name):  # type: ignore[call-overload]
+            trained = handgrad.train("mlp-numpy", out=folder, **{**SHORT, **options})
+            p = trained.predict_proba(handgrad.load_dataset("digits").test.images)
+            assert np.isfinite(p).all() and handgrad.check_gradients(Logistic).passed
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+
+
 def test_what_a_run_holds(run: TrainedRun) -> None:
     test = handgrad.load_dataset("digits").test
     assert isinstance(run.model, MLP) and not run.model.training

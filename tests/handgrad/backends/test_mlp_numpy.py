@@ -520,6 +520,20 @@ def test_the_data_folder_says_what_is_learnt(
     _assert_refused(["--data-dir", str(tmp_path / "typo")], "does not exist", capsys)
 
 
+@pytest.mark.usefixtures("no_pictures")
+def test_what_a_run_found_and_is_gone_is_not_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "get", None)
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    argv = ["--data-dir", str(tmp_path / "data"), "--batch-size", "9", "--max-steps", "2"]
+    assert main([*argv, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "data" / "cifar-10-batches-py").rename(tmp_path / "moved")
+    resume = ["--resume", str(tmp_path / "run"), "--max-steps", "3", "--quiet"]
+    _assert_refused(resume, "was not found below", capsys)
+    assert main([*resume, "--data-dir", str(tmp_path / "moved")]) == 0
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
