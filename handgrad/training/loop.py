@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from handgrad.console import let_go_of_lost_terminals
 from handgrad.errors import DataError, DivergedError
 from handgrad.training.checkpoint import Checkpoint
 from handgrad.training.evaluation import evaluate
@@ -24,6 +25,8 @@ from handgrad.training.metrics import Row
 from handgrad.training.observers import Observer
 from handgrad.training.progress import Progress
 from handgrad.training.team import Alone, Team
+
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 @dataclass
@@ -258,14 +261,21 @@ class Loop:
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one stops now."""
+        """Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop after the step.
+
+        A second one stops now.
+        """
 
         def request_stop(number: int, frame: FrameType | None) -> None:
+            if number == _HANGUP:
+                let_go_of_lost_terminals()
             if self._asked is not None:
                 raise KeyboardInterrupt
             self._asked = number
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # as by nohup
+            numbers.append(_HANGUP)
         try:
             previous = {number: signal.signal(number, request_stop) for number in numbers}
         except ValueError:  # not the main thread: signals are somebody else's business
