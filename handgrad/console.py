@@ -24,12 +24,10 @@ from handgrad.version import __version__
 # What stands for a character that a stream cannot encode: one for one, where columns stand below
 # one another. Others are written as Python writes them, \u732b.
 _STANDS_FOR = {
-    **{"×": "x", "·": "*", "±": "+-", "²": "^2", "√": "sqrt", "Σ": "sum", "∞": "inf"},
-    **{"∂": "d", "Δ": "d", "δ": "d", "α": "alpha", "μ": "mu", "σ": "sigma"},
-    **{"≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "→": "->", "⇒": "=>"},
-    **{"–": "-", "—": "-", "…": "...", "‘": "'", "’": "'", "“": '"', "”": '"'},
-    **{"│": "|", "█": "#", "�": "?"},
-}
+    "×": "x", "·": "*", "±": "+-", "²": "^2", "√": "sqrt", "Σ": "sum", "∂": "d", "Δ": "d",
+    "α": "alpha", "≤": "<=", "≥": ">=", "→": "->", "⇒": "=>", "–": "-", "—": "-", "…": "...",
+    "│": "|", "█": "#", "�": "?",
+}  # fmt: skip
 _ERRORS = "handgrad"  # name of the handler below, as "replace" is one
 
 
