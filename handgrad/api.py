@@ -111,6 +111,10 @@ class _Call(Command[Any]):
         network = self.invocation.removeprefix("train-")
         return f"handgrad.train({network!r}, resume={str(folder.absolute())!r})"
 
+    def spelled(self, text: str) -> str:
+        """Return ``text`` with options as arguments."""
+        return _as_arguments(text, NETWORKS[self.invocation.removeprefix("train-")])
+
 
 def _plain(kind: type, name: str, value: Any) -> Any:
     """Return a setting in the type in which it is kept; one that does not fit as it is."""

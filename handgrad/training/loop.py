@@ -120,7 +120,12 @@ class Loop:
             if self._stopping():
                 self._check_weights()
                 self._save()
-        return p.step == self.total_steps and not self._evaluation_is_due()
+        return self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is made, and evaluated."""
+        return self.progress.step == self.total_steps and not self._evaluation_is_due()
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -237,8 +242,10 @@ class Loop:
         hint = "start again, in another folder, with a lower --lr or with --warmup-steps"
         if step == 0:
             hint = "start again with a lower --weight-std"
+        epoch = step / len(self.train_loader)
         raise DivergedError(
-            f"{what} at step {step} (learning rate {self.schedule(step):g}); {hint}. {kept}"
+            f"{what} at step {step} (learning rate {self.schedule(step):g}, epoch {epoch:.2f}); "
+            f"{hint}. {kept}"
         )
 
     @contextmanager
