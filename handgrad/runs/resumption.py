@@ -6,12 +6,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from handgrad.errors import DataError
+from handgrad.errors import DataError, UserError
 from handgrad.files import read_json
 from handgrad.runs.backend import Backend
 from handgrad.runs.folder import MODEL, REPORT, SUMMARY
 from handgrad.runs.result import PICTURES
 from handgrad.runs.settings import TrainSettings
+
+
+def check_end(folder: Path, settings: TrainSettings, step: int, steps_per_epoch: int) -> None:
+    """Raise UserError where the run in ``folder`` is beyond the end that ``settings`` give it."""
+    if step > settings.total_steps(steps_per_epoch):
+        at = f"epoch {step / steps_per_epoch:.2f}" if settings.epochs else f"step {step}"
+        raise UserError(
+            f"the run in {folder} is at {at} already, beyond {settings.end}; give more to extend "
+            f"it, or leave it out"
+        )
 
 
 def whole_result(folder: Path, step: int, *, report: bool) -> dict[str, Any] | None:

@@ -259,11 +259,8 @@ class Run(Generic[SettingsT]):
             )
         loop = self.loop
         loop.resume(checkpoint)
-        if loop.progress.step > loop.total_steps:
-            raise UserError(
-                f"the run in {self.folder} is at {self._place()} already, beyond "
-                f"{self.settings.end}; give more to extend it, or leave it out"
-            )
+        step, n = loop.progress.step, len(loop.train_loader)
+        resumption.check_end(self.folder, self.settings, step, n)
         if self.metrics.path is not None:
             self.metrics = MetricsFile.reopen(self.metrics.path, loop.progress.rows)
 
@@ -321,8 +318,7 @@ class Run(Generic[SettingsT]):
         if not done:
             assert loop.stop_signal is not None
             raise StoppedError(
-                f"stopped after {self._place()} of {settings.epochs or settings.max_steps}; go on "
-                f"with: {self.command.go_on(self.folder)}",
+                f"stopped after {self._place()}; go on with: {self.command.go_on(self.folder)}",
                 loop.stop_signal,
             )
         return self._finish(begun)
@@ -387,7 +383,7 @@ class Run(Generic[SettingsT]):
             f"{settings.batch_size} images"
         )
         if loop.progress.step:
-            print(f"going on from {self._place()} of {self.folder}")
+            print(f"going on from {self._place()} in {self.folder}")
 
     def _tell(self, summary: dict[str, Any]) -> None:
         best = summary["best_validation_accuracy"]

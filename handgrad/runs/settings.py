@@ -202,8 +202,9 @@ class TrainSettings:
         return self.max_steps or (self.epochs or 1) * steps_per_epoch
 
     def place(self, step: int, steps_per_epoch: int) -> str:
-        """Return where ``step`` is, in the unit in which the end was given."""
-        return f"epoch {step / steps_per_epoch:.2f}" if self.epochs else f"step {step}"
+        """Return where ``step`` is: in epochs as well, if these were given."""
+        epoch = f" (epoch {step / steps_per_epoch:.2f} of {self.epochs})" if self.epochs else ""
+        return f"step {step} of {self.total_steps(steps_per_epoch)}{epoch}"
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:

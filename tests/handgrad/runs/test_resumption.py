@@ -235,7 +235,9 @@ def test_how_a_run_is_watched_is_asked_for_each_time(
     assert "epoch  1.00" not in capsys.readouterr().out
     assert train("mlp-numpy", ["--resume", str(folder), "--epochs", "2", "--live"]) == 0
     out = capsys.readouterr().out
-    assert "2 epochs, 26 steps of 100 images\ngoing on from epoch 1.00 of " in out
+    assert (
+        "2 epochs, 26 steps of 100 images\ngoing on from step 13 of 26 (epoch 1.00 of 2) in " in out
+    )
     assert "epoch  2.00" in out
     settings = json.loads((folder / "config.json").read_text())["settings"]
     assert settings["live"] and not settings["quiet"]
