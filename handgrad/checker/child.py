@@ -24,7 +24,6 @@ from handgrad.user_code.importing import import_file, python_files
 from handgrad.user_code.isolated import Guard
 from handgrad.user_code.randomness import hold_generators, seed_unseeded_generators
 
-
 NEEDS_TORCH = "needs-torch"
 """What the diagnosis is called where only PyTorch is missing."""
 
