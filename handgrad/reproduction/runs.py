@@ -268,8 +268,10 @@ class Commands:
         """Turn Ctrl-C, SIGTERM and SIGHUP into a request that the command stops at a checkpoint."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            self.stop_signal = number
             let_go_of_lost_terminals()
+            if self.stop_signal is not None and number == getattr(signal, "SIGHUP", None):
+                return  # kernel and shell send it; a second SIGTERM would end the command at once
+            self.stop_signal = number
             if self._process is not None and self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
 

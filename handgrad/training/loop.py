@@ -270,15 +270,16 @@ class Loop:
     def _signals_caught(self) -> Iterator[None]:
         """Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop after the step.
 
-        A second one stops now.
+        A second one stops now, but for SIGHUP: when a terminal closes, kernel and shell send it.
         """
 
         def request_stop(number: int, frame: FrameType | None) -> None:
             if number == _HANGUP:
                 let_go_of_lost_terminals()
-            if self._asked is not None:
+            if self._asked is None:
+                self._asked = number
+            elif _HANGUP not in (number, self._asked):
                 raise KeyboardInterrupt
-            self._asked = number
 
         numbers = [signal.SIGINT, signal.SIGTERM]
         if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # as by nohup
