@@ -38,7 +38,8 @@ def whole_result(folder: Path, step: int, *, report: bool) -> dict[str, Any] | N
     except DataError:
         return None
     whole = all((folder / name).is_file() for name in names)
-    return summary if whole and summary.get("steps") == step else None
+    has_accuracy = isinstance(summary.get("test_accuracy"), float)
+    return summary if whole and has_accuracy and summary.get("steps") == step else None
 
 
 def finished_line(folder: Path, settings: TrainSettings, summary: Mapping[str, Any]) -> str:
@@ -56,7 +57,7 @@ def changed_course(
     step: int,
     steps_per_epoch: int,
 ) -> Iterator[str]:
-    """Yield a line if the learning rate at ``step``, and after it, is not what it was to be.
+    """Yield a line if the learning rate, from ``step`` on, is not what it was to be.
 
     Args:
         backend: that trains.
@@ -67,9 +68,12 @@ def changed_course(
     """
     old_end, end = before.total_steps(steps_per_epoch), now.total_steps(steps_per_epoch)
     old, new = backend.schedule(before, old_end), backend.schedule(now, end)
-    if step >= end or old(step) == new(step):
+    for at in (step, min(old_end, end - 1)):  # it may jump here, or later be another
+        if step <= at < end and old(at) != new(at):
+            break
+    else:
         return
-    line = f"the learning rate changes from {old(step):g} to {new(step):g} here, as the "
+    line = f"the learning rate changes from {old(at):g} to {new(at):g} at step {at}, as the "
     if now.schedule_steps != before.schedule_steps:
         yield f"{line}{now.schedule} schedule now spans --schedule-steps {now.schedule_steps}"
         return
@@ -93,9 +97,8 @@ def changed_circumstances(
     for name, one in {"threads": "thread", "processes": "process"}.items():
         then, here = began.get(name), now.get(name)
         if None not in (then, here) and then != here:
+            advice = f"; --threads {then} keeps them" if name == "threads" else ""
             yield (
                 f"the run began with {then} {one if then == 1 else name} and goes on with {here}: "
-                f"the last bits of its numbers will be others than if it had never stopped"
-                + f"; --threads {then} keeps them"
-                * (name == "threads")
+                f"the last bits of its numbers will be others than if it had never stopped{advice}"
             )

@@ -283,7 +283,9 @@ class Run(Generic[SettingsT]):
         if not self.team.rank:
             saved = {} if self.is_new else read_config(self.folder)
             here = {"threads": self.backend.threads(self.settings), "processes": self.team.size}
-            began = saved.get("began_with", here)
+            began = saved.get("began_with")
+            if not isinstance(began, dict):  # of a new run, or one that an older version began
+                began = here
             if not self.is_new:
                 self._warn(began, here)
             config = {

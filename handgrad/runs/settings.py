@@ -155,7 +155,7 @@ class TrainSettings:
     )
     threads: int | None = setting(
         None,
-        "threads for matrix products (default: all); the same numbers, bit for bit, need the same",
+        "threads for matrix products (default: all); the same bits need the same number",
         least=1,
         most=1024,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import handgrad
 from handgrad.backends.command import train
 from handgrad.backends.common import build_schedule
+from handgrad.backends.mlp_numpy import NumpyMLPSettings
+from handgrad.backends.registry import NETWORKS
 from handgrad.errors import UserError
-from handgrad.runs.resumption import changed_circumstances
+from handgrad.runs.resumption import changed_circumstances, changed_course
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.checkpoint import load_arrays
 from handgrad.training.metrics import read_metrics
@@ -121,7 +124,9 @@ def test_an_extension_says_how_it_changes_the_learning_rate(
     capsys.readouterr()
     assert _resume(folder, "--epochs 6") == 0
     err = capsys.readouterr().err
-    assert err.startswith(f"warning: the learning rate changes from {then} to {now} here, as the ")
+    assert err.startswith(
+        f"warning: the learning rate changes from {then} to {now} at step 39, as "
+    )
     assert f"{schedule} schedule now spans --epochs 6 instead of --epochs 3; " in err
     assert "--schedule-steps 39\n" in err and err.count("\n") == 1
     assert dict(_rates(folder))[65] != float(then)
@@ -157,6 +162,32 @@ def test_a_run_may_go_on_at_the_rate_of_its_end(
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, expected[name], strict=True)
     assert _rates(folder) == _rates(whole)
+
+
+def test_what_an_extension_changes_later_is_said_too() -> None:
+    backend = NETWORKS["mlp-numpy"].backend()
+    before, now = (NumpyMLPSettings(schedule="step", epochs=n) for n in (3, 6))
+    for step in (0, 12):
+        (line,) = changed_course(backend, before, now, step, 13)
+        assert line.startswith("the learning rate changes from 0.0001 to 0.01 at step 39, ")
+    (line,) = changed_course(backend, now, before, 14, 13)  # it is shortened, as well
+    assert line.startswith("the learning rate changes from 0.1 to 0.01 at step 14, ")
+    own = replace(before, schedule="cosine", epochs=6, schedule_steps=60)
+    (line,) = changed_course(backend, replace(before, schedule="cosine"), own, 39, 13)
+    assert line.endswith("at step 39, as the cosine schedule now spans --schedule-steps 60")
+
+
+def test_damage_is_no_result(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert _train(folder, f"{SMALL} --max-steps 3") == 0
+    config, summary = (
+        json.loads((folder / name).read_text()) for name in ("config.json", "summary.json")
+    )
+    (folder / "summary.json").write_text(json.dumps(summary | {"test_accuracy": None}))
+    (folder / "config.json").write_text(json.dumps(config | {"began_with": 3}))
+    assert _resume(folder) == 0
+    again = json.loads((folder / "summary.json").read_text())
+    assert again["test_accuracy"] == summary["test_accuracy"]
 
 
 def test_no_word_where_the_course_stays(
