@@ -214,6 +214,18 @@ def test_the_schedule_ends_and_its_last_rate_stays() -> None:
         build_schedule(TrainSettings(epochs=2, warmup_steps=5), 4)
 
 
+def test_the_page_says_of_which_runs_the_course_was_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _no_pictures(monkeypatch)
+    for options, said in ((" --schedule-steps 13", False), ("", True)):
+        folder = tmp_path / f"run{said}"
+        assert _train(folder, f"{SMALL} --schedule cosine --epochs 1") == 0
+        assert _resume(folder, f"--epochs 2 --report{options}") == 0
+        page = (folder / "report.html").read_text(encoding="utf-8")
+        assert ("its learning rates were others until then" in page) == said
+
+
 def test_from_python_in_its_own_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
