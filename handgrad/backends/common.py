@@ -21,14 +21,20 @@ def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> No
 
 def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
     """Return the learning rate of each step."""
-    lr, warmup_steps = settings.lr, settings.warmup_steps
-    if warmup_steps > total_steps:
-        raise UserError(f"--warmup-steps {warmup_steps} exceeds the {total_steps} steps of the run")
+    lr, warmup_steps, span = settings.lr, settings.warmup_steps, settings.schedule_steps
+    if span is not None and settings.schedule == "constant":
+        raise UserError(f"--schedule-steps {span} is for --schedule step or cosine")
+    n_steps = span or total_steps
+    if warmup_steps > n_steps:
+        whose = settings.end if span is None else f"--schedule-steps {span}"
+        raise UserError(f"--warmup-steps {warmup_steps} exceeds the {n_steps} steps of {whose}")
     if settings.schedule == "cosine":
-        return cosine_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
-    if settings.schedule == "step":
-        step_size = settings.step_size or max(1, total_steps // 3)
-        return step_schedule(
+        schedule = cosine_schedule(lr, total_steps=n_steps, warmup_steps=warmup_steps)
+    elif settings.schedule == "step":
+        step_size = settings.step_size or max(1, n_steps // 3)
+        schedule = step_schedule(
             lr, step_size=step_size, gamma=settings.gamma, warmup_steps=warmup_steps
         )
-    return constant_schedule(lr, warmup_steps=warmup_steps)
+    else:
+        schedule = constant_schedule(lr, warmup_steps=warmup_steps)
+    return schedule if span is None else lambda step: schedule(min(step, span))

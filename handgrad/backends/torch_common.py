@@ -147,6 +147,10 @@ class TorchBackend(Backend[TorchSettingsT]):
         """Return the learning rate of each step."""
         return build_schedule(settings, total_steps)
 
+    def threads(self, settings: TorchSettingsT) -> int | None:
+        """Return how many threads compute; None where a GPU does."""
+        return torch.get_num_threads() if settings.device == "cpu" else None
+
     def adapt(self, settings: TorchSettingsT, loader: BatchLoader) -> Loader:
         """Return a loader on the GPU, if that is where training is."""
         augment = settings.augment if loader.augmentation is not None else ()

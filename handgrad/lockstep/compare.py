@@ -46,7 +46,7 @@ class CompareSettings(NumpyMLPSettings):
     not_offered: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
         | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
-        | {"live", "report"}
+        | {"live", "report", "schedule_steps"}
     )
     dtype: str = setting("float64", "precision", choices=("float32", "float64"))
     steps: int = setting(100, "steps in lockstep", least=1)
@@ -63,6 +63,11 @@ class CompareSettings(NumpyMLPSettings):
         300.0, "seconds for the comparison, with --modules", above=0, most=10**6
     )
     out: str | None = setting(_OUT, "folder for engines.json and engines.png")
+
+    @property
+    def end(self) -> str:
+        """When it ends, as it was given."""
+        return f"--steps {self.steps}"
 
     @property
     def folder(self) -> Path:

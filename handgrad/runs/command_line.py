@@ -31,7 +31,7 @@ _GROUPS = ("data", "network", "optimisation", "evaluation", "output")
 _METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}  # of settings that are paths
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {
-    *("epochs", "max_steps", "data_dir", "threads", "target_accuracy"),
+    *("epochs", "max_steps", "schedule_steps", "data_dir", "threads", "target_accuracy"),
     *("quiet", "live", "report"),
 }
 
@@ -58,6 +58,10 @@ class Command(typing.Generic[SettingsT]):
     def go_on(self, folder: Path) -> str:
         """Return what goes on with the run in ``folder``."""
         return f"{self.invocation} --resume {shlex.quote(str(folder.absolute()))}"
+
+    def spelled(self, text: str) -> str:
+        """Return ``text`` with options as they are called where this was said."""
+        return text
 
 
 class _Parser(Parser):
@@ -203,7 +207,8 @@ def _make_parser(
             "--resume",
             type=Path,
             metavar="DIR",
-            help="go on with the run in this folder; --epochs or --max-steps extend it",
+            help="go on with the run in this folder, bit for bit if --threads is what it was; "
+            "--epochs or --max-steps extend it",
         )
     groups = {name: parser.add_argument_group(name) for name in _GROUPS}
     hints = typing.get_type_hints(kind)

@@ -28,6 +28,10 @@ from handgrad.training.evaluation import Evaluation, Mistakes
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import Row, confusion_matrix_to_metrics, count_confusions
 
+PICTURES = (
+    "loss.png", "accuracy.png", "confusion_matrix.png", "predictions.png", "first_layer.png"
+)  # fmt: skip
+
 
 @dataclass
 class Result:
@@ -64,8 +68,11 @@ class Result:
             measured: what is known of speed and memory from before, where nothing was trained.
         """
         summary = self._summary() | dict(measured)
-        write_atomically(self.folder / SUMMARY, to_json(summary))
         save_arrays(self.folder / MODEL, self.loop.learner.weights(), self._metadata())
+        for name in PICTURES:  # of the result before, if the run was extended
+            (self.folder / name).unlink(missing_ok=True)
+        # After it, so that summary and pictures together say that the result is whole.
+        write_atomically(self.folder / SUMMARY, to_json(summary))
         return summary
 
     def draw(self) -> None:

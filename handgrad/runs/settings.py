@@ -21,6 +21,8 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epo
 _ADAM_LR = 1e-3
 # What decides neither the weights nor what is recorded on the way to them.
 LOOKING = {"out", "quiet", "live", "report", "target_accuracy"}
+# What is for one terminal: a run that is resumed has it only when it is asked for again.
+DISPLAY = {"quiet", "live"}
 
 
 def _by_group(**names: str) -> dict[str, str]:
@@ -55,7 +57,7 @@ class TrainSettings:
     groups: ClassVar[Mapping[str, str]] = _by_group(
         data="dataset data_dir validation_size validation_images preprocess augment",
         optimisation="batch_size epochs max_steps optimizer lr momentum nesterov weight_decay "
-        "schedule warmup_steps step_size gamma seed threads",
+        "schedule schedule_steps warmup_steps step_size gamma seed threads",
         evaluation="eval_every eval_splits target_accuracy detect_anomaly",
         output="out checkpoint_every quiet live report",
     )
@@ -112,10 +114,15 @@ class TrainSettings:
         "course of the learning rate",
         choices=("constant", "step", "cosine"),
     )
+    schedule_steps: int | None = setting(
+        None,
+        "steps that the schedule spans; after them the rate stays (default: all of the run)",
+        least=1,
+    )
     warmup_steps: int = setting(0, "steps of linear warm-up", least=0)
     step_size: int | None = setting(
         None,
-        "steps between drops of the step schedule (default: a third of the run)",
+        "steps between drops of the step schedule (default: a third of the schedule)",
         least=1,
     )
     gamma: float = setting(0.1, "factor of each drop of the step schedule", above=0, most=1)
@@ -150,7 +157,7 @@ class TrainSettings:
     )
     threads: int | None = setting(
         None,
-        "threads for matrix products (default: all)",
+        "threads for matrix products (default: all); the same bits need the same number",
         least=1,
         most=1024,
     )
@@ -187,6 +194,20 @@ class TrainSettings:
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a --momentum above 0")
 
+    @property
+    def end(self) -> str:
+        """When training ends, as it was given: ``--epochs 10``."""
+        return f"--epochs {self.epochs}" if self.epochs else f"--max-steps {self.max_steps}"
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps."""
+        return self.max_steps or (self.epochs or 1) * steps_per_epoch
+
+    def place(self, step: int, steps_per_epoch: int) -> str:
+        """Return where ``step`` is: in epochs as well, if these were given."""
+        epoch = f" (epoch {step / steps_per_epoch:.2f} of {self.epochs})" if self.epochs else ""
+        return f"step {step} of {self.total_steps(steps_per_epoch)}{epoch}"
+
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings with ``values``, and defaults for the others.
@@ -202,7 +223,8 @@ class TrainSettings:
 
 def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
     """Return ``settings`` of a run to be resumed, with the options given this time."""
-    changes = dict(overrides)
+    kind = type(settings)
+    changes = {name: getattr(kind, name) for name in DISPLAY} | dict(overrides)
     if "max_steps" in changes:
         changes["epochs"] = None
     elif "epochs" in changes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -170,6 +171,18 @@ def test_an_observer_that_fails_ends_the_run_and_leaves_the_checkpoint(tmp_path:
     assert kind == "end" and isinstance(error, RuntimeError)
     resumed = handgrad.train("mlp-numpy", resume=folder, quiet=True)
     assert resumed.history[-1].step == 6
+
+
+def test_a_program_whose_output_is_not_unicode_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    stdout = io.TextIOWrapper(written, "cp1251", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    options = {**SHORT, "hidden_dims": [8], "quiet": False}
+    handgrad.train("mlp-numpy", out=tmp_path / "run", **options)
+    stdout.flush()
+    assert b"test images of 1x8x8" in written.getvalue() and stdout.errors == "strict"
 
 
 def test_a_signal_raises_and_the_run_goes_on(tmp_path: Path, run: TrainedRun) -> None:

@@ -154,6 +154,7 @@ BAD = [
     ("--neg-slope nan", "--neg-slope nan", "a finite number"),
     ("--gamma 0", "--gamma 0", "above 0"),
     ("--step-size 0", "--step-size 0", "at least 1"),
+    ("--schedule-steps 0", "--schedule-steps 0", "at least 1"),
     ("--warmup-steps -1", "--warmup-steps -1", "at least 0"),
     ("--eval-every 0", "--eval-every 0", "at least 1"),
     ("--checkpoint-every 0", "--checkpoint-every 0", "at least 1"),

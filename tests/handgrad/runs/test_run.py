@@ -367,7 +367,7 @@ def test_resume_beyond_the_end(
     for name, content in finished.items():
         (tmp_path / name).write_bytes(content)
     assert main(["--resume", str(tmp_path), "--max-steps", "3"]) == 2
-    assert "is at step 4 already, beyond 3" in capsys.readouterr().err
+    assert "is at step 4 already, beyond --max-steps 3; " in capsys.readouterr().err
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == finished["checkpoint.safetensors"]
 
 
@@ -377,7 +377,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     for name, content in finished.items():
         (tmp_path / name).write_bytes(content)
     assert main(["--resume", str(tmp_path), "--max-steps", "1"]) == 2
-    assert "beyond 1" in capsys.readouterr().err
+    assert "beyond --max-steps 1; " in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == finished
 
 
