@@ -23,9 +23,9 @@ from numpy_mlp.modules import (
     Module,
     SoftMaxModule,
 )
-from numpy_mlp.network import Network
 from numpy_mlp.modules.losses import class_indices
 from numpy_mlp.modules.module import underflow_is_zero
+from numpy_mlp.network import Network
 from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]

@@ -176,6 +176,7 @@ class _SlopeModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return f(x)."""
+        x = self._real(x)
         slope = self._like("slope", x) if self.training else None
         y = self._over("y", x)
         if slope is None:
@@ -192,7 +193,7 @@ class _SlopeModule(Module):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x = δ · f'(x)."""
         (slope,) = self._recall()
-        self._check_dout(dout, slope.shape)
+        dout = self._upstream(dout, slope.shape)
         dx = self._over("dx", dout, slope)
         elementwise(lambda a, b, c: np.multiply(a, b, out=c), dout, slope, dx)
         return dx

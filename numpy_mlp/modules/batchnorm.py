@@ -173,6 +173,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
             f"BatchNorm2dModule.forward: x has shape {x.shape}, expected "
             f"(N, {self.num_features}, H, W)"
         )
+        x = self._real(x)
         rows = channels_last(x, np.result_type(x, self.params["weight"]))
         if self.training:
             mean, var = self._batch_statistics(rows)
@@ -229,7 +230,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
         """
         rows, mean, inv_std = self._recall()
         n_images, height, width, channels = rows.shape
-        self._check_dout(dout, (n_images, channels, height, width))
+        dout = self._upstream(dout, (n_images, channels, height, width))
         upstream, n = channels_last(dout, rows.dtype), n_images * height * width
         parts: dict[int, tuple[Array, Array]] = {}
 
@@ -247,7 +248,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
         )
         dweight *= inv_std
         for name, grad in (("weight", dweight), ("bias", dbias)):
-            self.grads[name] = grad.astype(rows.dtype)
+            self._grad(name)[...] = grad
         scale = self.params["weight"] * inv_std
         slope = (scale * inv_std * dweight / n).astype(rows.dtype)
         shift = (dbias / n).astype(rows.dtype)
