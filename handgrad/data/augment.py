@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -108,3 +108,17 @@ def compose(
         return images
 
     return apply
+
+
+def views_at_test_time(images: Images, *, mirror: bool) -> Iterator[tuple[float, Images]]:
+    """Yield what test-time augmentation shows of images (N, C, H, W), with the weight of each.
+
+    The images themselves, weight 1/2, and shifted by a pixel along a diagonal either way, their
+    border reflected, 1/4 each; with ``mirror``, half of each weight goes to the mirror image.
+    """
+    height, width = images.shape[2:]
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
+    for corner, weight in ((1, 0.5), (0, 0.25), (2, 0.25)):
+        view = padded[:, :, corner : corner + height, corner : corner + width]
+        both = [view, view[..., ::-1]] if mirror else [view]
+        yield from ((weight / len(both), np.ascontiguousarray(one)) for one in both)

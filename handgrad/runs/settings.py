@@ -56,7 +56,7 @@ class TrainSettings:
         data="dataset data_dir validation_size validation_images preprocess augment",
         optimisation="batch_size epochs max_steps optimizer lr momentum nesterov weight_decay "
         "schedule warmup_steps step_size gamma seed threads",
-        evaluation="eval_every eval_splits target_accuracy detect_anomaly",
+        evaluation="eval_every eval_splits tta target_accuracy detect_anomaly",
         output="out checkpoint_every quiet live report",
     )
 
@@ -135,9 +135,15 @@ class TrainSettings:
         "splits evaluated on the way",
         choices=("validation", "test"),
     )
+    tta: bool = setting(
+        False,
+        "test-time augmentation: at the end, also average the probabilities of shifted test "
+        "images, and of mirrored ones where training mirrors",
+    )
     target_accuracy: float | None = setting(
         None,
-        "exit with status 1 when the test accuracy stays below this",
+        "exit with status 1 when the test accuracy (with --tta, that of the averages) stays below "
+        "this",
         least=0,
         most=1,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from handgrad.data import augment
 from handgrad.data.augment import AUGMENTATIONS, compose, crop, cutout, flip, translate
 
 SHAPES = [(6, 3, 8, 8), (5, 1, 9, 12), (1, 2, 32, 32), (20, 1, 4, 4)]
@@ -169,3 +170,21 @@ def test_compose_applies_in_the_order_given() -> None:
             by_hand(*(AUGMENTATIONS[name] for name in names)),
         )
     assert compose([]) is None
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_views_are_the_image_and_its_shifts(shape: tuple[int, ...], mirror: bool) -> None:
+    images = _images(shape)
+    views = list(augment.views_at_test_time(images, mirror=mirror))
+    assert sum(weight for weight, _ in views) == 1
+    n = 2 if mirror else 1
+    assert [weight * n for weight, _ in views] == [0.5] * n + [0.25] * 2 * n
+    plain = [view for _, view in views[::n]]
+    np.testing.assert_array_equal(plain[0], images)
+    np.testing.assert_array_equal(plain[1][:, :, 1:, 1:], images[:, :, :-1, :-1])
+    np.testing.assert_array_equal(plain[2][:, :, :-1, :-1], images[:, :, 1:, 1:])
+    np.testing.assert_array_equal(plain[1][:, :, 0, 1:], images[:, :, 1, :-1])  # reflected
+    np.testing.assert_array_equal(plain[2][:, :, :-1, -1], images[:, :, 1:, -2])
+    for (_, view), (_, mirrored) in zip(views[::n], views[1::n] if mirror else (), strict=False):
+        np.testing.assert_array_equal(mirrored, view[..., ::-1])
