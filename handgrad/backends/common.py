@@ -5,7 +5,13 @@ from __future__ import annotations
 from handgrad.data.loader import share
 from handgrad.errors import UserError
 from handgrad.runs.settings import TrainSettings
-from numpy_mlp.optim import Schedule, constant_schedule, cosine_schedule, step_schedule
+from numpy_mlp.optim import (
+    Schedule,
+    constant_schedule,
+    cosine_schedule,
+    linear_schedule,
+    step_schedule,
+)
 
 
 def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> None:
@@ -26,6 +32,8 @@ def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
         raise UserError(f"--warmup-steps {warmup_steps} exceeds the {total_steps} steps of the run")
     if settings.schedule == "cosine":
         return cosine_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
+    if settings.schedule == "linear":
+        return linear_schedule(lr, total_steps=total_steps, warmup_steps=warmup_steps)
     if settings.schedule == "step":
         step_size = settings.step_size or max(1, total_steps // 3)
         return step_schedule(

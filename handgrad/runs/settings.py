@@ -13,6 +13,7 @@ from handgrad.data.preprocess import PREPROCESSING
 from handgrad.errors import UserError
 from handgrad.runs.declare import check_bounds, check_types, option_of, setting, text_of
 from handgrad.seeding import LARGEST_SEED
+from numpy_mlp.optim import SCHEDULES
 
 SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 
@@ -110,7 +111,7 @@ class TrainSettings:
     schedule: str = setting(
         "constant",
         "course of the learning rate",
-        choices=("constant", "step", "cosine"),
+        choices=SCHEDULES,
     )
     warmup_steps: int = setting(0, "steps of linear warm-up", least=0)
     step_size: int | None = setting(
