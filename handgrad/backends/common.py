@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from handgrad.data import Dataset
 from handgrad.data.loader import share
+from handgrad.data.preprocess import fit_preprocessing
 from handgrad.errors import UserError
-from handgrad.runs.settings import TrainSettings
+from handgrad.runs.settings import MUON_LR, TrainSettings
+from numpy_mlp.convnet import ConvNet, fast, whitening_filters
 from numpy_mlp.optim import (
     Schedule,
     constant_schedule,
@@ -23,6 +31,42 @@ def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> No
                 f"--batch-size {batch_size} leaves a batch of one of the {n_images} training "
                 f"images, which batch normalisation cannot normalise; choose another size"
             )
+
+
+# Muon's learning rates of what are no filters, where that of the filters is MUON_LR: of a bias, and
+# of a linear layer with one input, an image each. Found together on validation images.
+_BIAS_LR, _LINEAR_LR = 0.053, 0.67
+_WHITENED = 5000  # images that decide the first layer of the fast network; more change it little
+
+
+def muon_rates(settings: TrainSettings, shapes: Sequence[tuple[int, ...]]) -> list[float]:
+    """Return what ``rest_lr`` is of parameters of these shapes; filters have no use for it.
+
+    They were found for the sum of the losses of a batch, and logits divided by the number of
+    inputs of the last layer: the mean has a gradient of 1/B of it, a layer that gives the undivided
+    logits one n_in times as large, for weights 1/n_in as large.
+    """
+    unit = settings.batch_size * settings.lr / MUON_LR
+    return [unit * (_BIAS_LR if len(s) == 1 else _LINEAR_LR / s[1] ** 2) for s in shapes]
+
+
+def fast_network(settings: TrainSettings, dataset: Dataset, dtype: DTypeLike) -> ConvNet:
+    """Return the NumPy network ``fast`` as its training begins, in any library.
+
+    Its weights are drawn from the seed, and its first layer whitens patches of training images.
+    """
+    height, width = dataset.image_shape[1:]
+    if min(height, width) < 26:
+        raise UserError(
+            f"--model fast is for images of at least 26×26 pixels; those of {dataset.name} have "
+            f"{height}×{width}"
+        )
+    rng = np.random.default_rng(settings.seed)
+    model = fast(dataset.image_shape, dataset.n_classes, dtype=dtype, rng=rng)
+    images = dataset.train.images
+    inputs = fit_preprocessing(settings.preprocess, images, np.float64)(images[:_WHITENED])
+    model.params["features.0.weight"][...] = whitening_filters(inputs)
+    return model
 
 
 def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:

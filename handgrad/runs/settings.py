@@ -20,6 +20,7 @@ SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 _ADAM_LR = 1e-3
+MUON_LR, _MUON_MOMENTUM = 0.12, 0.6
 # What decides neither the weights nor what is recorded on the way to them.
 LOOKING = {"out", "quiet", "live", "report", "target_accuracy"}
 
@@ -100,10 +101,12 @@ class TrainSettings:
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(
         0.1,
-        "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam)",
+        "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam, 0.12 with Muon)",
         above=0,
     )
-    momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
+    momentum: float = setting(
+        0.0, "momentum of sgd (default: 0), or of muon's filters (default: 0.6)", least=0, below=1
+    )
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
         0.0, "weight decay: an L2 penalty, but decoupled in adamw", least=0
@@ -173,6 +176,8 @@ class TrainSettings:
         values = {**DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
         if values.get("optimizer") in ("adam", "adamw"):
             values.setdefault("lr", _ADAM_LR)
+        if values.get("optimizer") == "muon":
+            values = {"lr": MUON_LR, "momentum": _MUON_MOMENTUM, **values}
         return values
 
     def check(self) -> None:
@@ -191,6 +196,8 @@ class TrainSettings:
                 "--momentum and --nesterov are for --optimizer sgd; for adam, give --momentum 0 "
                 "--no-nesterov"
             )
+        if self.optimizer == "muon" and self.nesterov:
+            raise UserError("--nesterov is for --optimizer sgd; muon has it always")
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a --momentum above 0")
 
