@@ -314,7 +314,7 @@ def _parameters(params: Arrays) -> list[Array]:
 Schedule = Callable[[int], float]
 """The learning rate of each step, counted from 0."""
 
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("constant", "step", "cosine", "linear")
 
 
 def constant_schedule(lr: float, *, warmup_steps: int = 0) -> Schedule:
@@ -346,14 +346,29 @@ def cosine_schedule(
     Raises:
         ValueError: the warm-up is longer than the training.
     """
+    progress = _progress(total_steps, warmup_steps)
+    return _with_warmup(
+        lambda step: min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress(step))) / 2,
+        lr,
+        warmup_steps,
+    )
+
+
+def linear_schedule(lr: float, *, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Return ``lr (1 - t/T)``, t and T counted from the end of the warm-up: 0 at ``total_steps``.
+
+    Raises:
+        ValueError: the warm-up is longer than the training.
+    """
+    progress = _progress(total_steps, warmup_steps)
+    return _with_warmup(lambda step: lr * (1 - progress(step)), lr, warmup_steps)
+
+
+def _progress(total_steps: int, warmup_steps: int) -> Schedule:
+    """Return the share done, at each step, of what follows the warm-up."""
     if warmup_steps > total_steps:
         raise ValueError(f"warm-up of {warmup_steps} steps exceeds the {total_steps} of the run")
-
-    def cosine(step: int) -> float:
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-    return _with_warmup(cosine, lr, warmup_steps)
+    return lambda step: min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
 def _with_warmup(schedule: Schedule, lr: float, warmup_steps: int) -> Schedule:

@@ -32,7 +32,7 @@ _METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}  # of settings 
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {
     *("epochs", "max_steps", "schedule_steps", "data_dir", "threads", "target_accuracy"),
-    *("quiet", "live", "report"),
+    *("quiet", "live", "report", "tta"),
 }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from handgrad.data import BatchLoader, Split, load_dataset
+from handgrad.data.augment import views_at_test_time
 from handgrad.data.loader import share
 from handgrad.data.preprocess import fit_preprocessing
 from handgrad.environment import describe_environment
@@ -41,7 +42,12 @@ from handgrad.runs.folder import (
 from handgrad.runs.result import Result, count_parameters, measured_before
 from handgrad.runs.settings import DISPLAY, SettingsT, override, settings_from_dict
 from handgrad.training.checkpoint import Checkpoint
-from handgrad.training.evaluation import evaluate, probabilities, surest_mistakes
+from handgrad.training.evaluation import (
+    accuracy_of_mean,
+    evaluate,
+    probabilities,
+    surest_mistakes,
+)
 from handgrad.training.learner import Loader
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import MetricsFile
@@ -67,12 +73,14 @@ def run(command: Command[SettingsT], backend: Backend[SettingsT]) -> int:
                 print(stopped, file=sys.stderr)
             return 128 + stopped.signal
     target = training.settings.target_accuracy
-    if summary is None or target is None or summary["test_accuracy"] >= target:
+    if summary is None or target is None:
         return 0
-    print(
-        f"test accuracy {summary['test_accuracy']:.4f} is below --target-accuracy {target:g}",
-        file=sys.stderr,
-    )
+    what, name = "test accuracy", "test_accuracy"
+    if "test_accuracy_tta" in summary:
+        what, name = f"{what} with --tta", "test_accuracy_tta"
+    if summary[name] >= target:
+        return 0
+    print(f"{what} {summary[name]:.4f} is below --target-accuracy {target:g}", file=sys.stderr)
     return 1
 
 
@@ -348,6 +356,7 @@ class Run(Generic[SettingsT]):
             labels, n_classes = self.dataset.test.labels, self.dataset.n_classes
             wrong = self._eval_loader(self.dataset.test.part(test.predicted != labels))
             certainties = probabilities(learner, wrong, n_classes, team)
+            accuracy_tta = self._accuracy_tta() if self.settings.tta else None
         if team.rank:
             team.wait()  # until process 0 has written: it is the one to fail
             return None
@@ -361,6 +370,7 @@ class Run(Generic[SettingsT]):
                 self.metrics.rows,
                 test,
                 surest_mistakes(certainties, test.predicted, labels),
+                accuracy_tta,
             )
             trained = begun != loop.progress.step
             summary = result.write({} if trained else measured_before(self.folder, begun))
@@ -371,6 +381,15 @@ class Run(Generic[SettingsT]):
                 print(f"report: {self.folder / REPORT}")
         team.wait()
         return summary
+
+    def _accuracy_tta(self) -> float:
+        """Return the accuracy on the test images with test-time augmentation."""
+        test, mirrors = self.dataset.test, {"flip", "alternating-flip"} & {*self.settings.augment}
+        views = (
+            (weight, self._eval_loader(Split(view, test.labels)))
+            for weight, view in views_at_test_time(test.images, mirror=bool(mirrors))
+        )
+        return accuracy_of_mean(self.loop.learner, views, self.dataset.n_classes, self.team)
 
     def _announce(self) -> None:
         dataset, settings, loop = self.dataset, self.settings, self.loop
@@ -390,9 +409,11 @@ class Run(Generic[SettingsT]):
             print(f"going on from {self._place()} in {self.folder}")
 
     def _tell(self, summary: dict[str, Any]) -> None:
-        best = summary["best_validation_accuracy"]
+        best, with_tta = summary["best_validation_accuracy"], summary.get("test_accuracy_tta")
         print(
-            f"test accuracy {summary['test_accuracy']:.4f}, test loss {summary['test_loss']:.4f}"
+            f"test accuracy {summary['test_accuracy']:.4f}"
+            + (f" ({with_tta:.4f} with test-time augmentation)" if with_tta is not None else "")
+            + f", test loss {summary['test_loss']:.4f}"
             + (f", best validation accuracy {best:.4f}" if best is not None else "")
             + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
             + f"\nrun folder: {self.folder}",

@@ -13,12 +13,14 @@ from handgrad.data.preprocess import PREPROCESSING
 from handgrad.errors import UserError
 from handgrad.runs.declare import check_bounds, check_types, option_of, setting, text_of
 from handgrad.seeding import LARGEST_SEED
+from numpy_mlp.optim import SCHEDULES
 
 SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 _ADAM_LR = 1e-3
+MUON_LR, _MUON_MOMENTUM = 0.12, 0.6
 # What decides neither the weights nor what is recorded on the way to them.
 LOOKING = {"out", "quiet", "live", "report", "target_accuracy"}
 # What is for one terminal: a run that is resumed has it only when it is asked for again.
@@ -58,7 +60,7 @@ class TrainSettings:
         data="dataset data_dir validation_size validation_images preprocess augment",
         optimisation="batch_size epochs max_steps optimizer lr momentum nesterov weight_decay "
         "schedule schedule_steps warmup_steps step_size gamma seed threads",
-        evaluation="eval_every eval_splits target_accuracy detect_anomaly",
+        evaluation="eval_every eval_splits tta target_accuracy detect_anomaly",
         output="out checkpoint_every quiet live report",
     )
 
@@ -101,10 +103,12 @@ class TrainSettings:
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(
         0.1,
-        "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam)",
+        "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam, 0.12 with Muon)",
         above=0,
     )
-    momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
+    momentum: float = setting(
+        0.0, "momentum of sgd (default: 0), or of muon's filters (default: 0.6)", least=0, below=1
+    )
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
         0.0, "weight decay: an L2 penalty, but decoupled in adamw", least=0
@@ -112,7 +116,7 @@ class TrainSettings:
     schedule: str = setting(
         "constant",
         "course of the learning rate",
-        choices=("constant", "step", "cosine"),
+        choices=SCHEDULES,
     )
     schedule_steps: int | None = setting(
         None,
@@ -142,9 +146,15 @@ class TrainSettings:
         "splits evaluated on the way",
         choices=("validation", "test"),
     )
+    tta: bool = setting(
+        False,
+        "test-time augmentation: at the end, also average the probabilities of shifted test "
+        "images, and of mirrored ones where training mirrors",
+    )
     target_accuracy: float | None = setting(
         None,
-        "exit with status 1 when the test accuracy stays below this",
+        "exit with status 1 when the test accuracy (with --tta, that of the averages) stays below "
+        "this",
         least=0,
         most=1,
     )
@@ -173,6 +183,8 @@ class TrainSettings:
         values = {**DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
         if values.get("optimizer") in ("adam", "adamw"):
             values.setdefault("lr", _ADAM_LR)
+        if values.get("optimizer") == "muon":
+            values = {"lr": MUON_LR, "momentum": _MUON_MOMENTUM, **values}
         return values
 
     def check(self) -> None:
@@ -191,6 +203,8 @@ class TrainSettings:
                 "--momentum and --nesterov are for --optimizer sgd; for adam, give --momentum 0 "
                 "--no-nesterov"
             )
+        if self.optimizer == "muon" and self.nesterov:
+            raise UserError("--nesterov is for --optimizer sgd; muon has it always")
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a --momentum above 0")
 

@@ -365,6 +365,11 @@ def test_folder_that_may_not_be_written(
         ({"schedule": "step"}, [0.1] * 3 + [0.01] * 3 + [0.001] * 3),
         ({"schedule": "step", "step_size": 5, "gamma": 0.5}, [0.1] * 5 + [0.05] * 4),
         ({"schedule": "cosine"}, [0.05 * (1 + np.cos(np.pi * t / 9)) for t in range(9)]),
+        ({"schedule": "linear"}, [0.1 * (1 - t / 9) for t in range(9)]),
+        (
+            {"schedule": "linear", "warmup_steps": 4},
+            [0.025, 0.05, 0.075, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02],
+        ),
     ],
 )
 def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
@@ -372,7 +377,7 @@ def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
     np.testing.assert_allclose([schedule(step) for step in range(9)], expected)
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear"])
 def test_warm_up_longer_than_the_run(name: str) -> None:
     with pytest.raises(UserError, match="--warmup-steps 10 exceeds the 9 steps"):
         build_schedule(NumpyMLPSettings(schedule=name, warmup_steps=10), 9)
