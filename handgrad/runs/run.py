@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from handgrad.data import BatchLoader, Split, load_dataset
 from handgrad.data.augment import views_at_test_time
@@ -134,7 +133,7 @@ class Run(Generic[SettingsT]):
             StoppedError: a signal stopped it; it can be resumed.
             UserError: something the user can mend.
         """
-        with self._threads():
+        with self.backend.hold_threads(self.settings):
             self._prepare()
             with nullcontext() if self.team.rank else locked(self.folder):
                 if self.is_new and not self.team.rank:
@@ -154,10 +153,6 @@ class Run(Generic[SettingsT]):
                     if self.is_new and not self.team.rank and not begun:
                         remove_stillborn(self.folder)
                     raise
-
-    def _threads(self) -> contextlib.AbstractContextManager[Any]:
-        n = self.settings.threads
-        return nullcontext() if n is None else threadpool_limits(n)
 
     def _settings(self) -> SettingsT:
         command = self.command
