@@ -102,7 +102,8 @@ class Im2col:
         groups, size, n_out = dmatrix.shape
         kernel = self.window.kernel_size
         parts = dmatrix.reshape(groups, *kernel, size // math.prod(kernel), n_out)
-        return parts.transpose(0, 4, 3, 1, 2).reshape(groups * n_out, -1, *kernel)
+        # A copy, always: the matrix is in memory that the next layer writes to.
+        return parts.transpose(0, 4, 3, 1, 2).copy().reshape(groups * n_out, -1, *kernel)
 
     def _patches(self, shape: tuple[int, ...], scratch: Scratch) -> tuple[Array, Array]:
         """Return memory for patches, as matrices (G, n·OH·OW, K) and as (kH, kW, n, OH, OW, C)."""
