@@ -171,13 +171,16 @@ class _SlopeModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return f(x)."""
+        x = np.asarray(x, np.result_type(x, 0.0))
         slope = self._like("slope", x) if self.training else None
         y = self._over("y", x)
-        if slope is None:
-            elementwise(lambda x, y: self._compute(x, y, None), x, y)
-        else:
-            elementwise(self._compute, x, y, slope)
-            self._remember(slope)
+        # Far from 0 an exponential vanishes, or grows beyond all numbers: its limit is what counts.
+        with np.errstate(over="ignore", under="ignore"):
+            if slope is None:
+                elementwise(lambda x, y: self._compute(x, y, None), x, y)
+            else:
+                elementwise(self._compute, x, y, slope)
+        self._remember(slope)
         return y
 
     def _compute(self, x: Array, y: Array, slope: Array | None) -> None:
@@ -202,10 +205,10 @@ class SiLUModule(_SlopeModule, takes_workspace=True):
     """
 
     def _compute(self, x: Array, y: Array, slope: Array | None) -> None:
-        # σ(x) = (1 + tanh(x/2)) / 2, which cannot overflow.
-        σ = np.tanh(x * 0.5)
+        σ = np.negative(x)
+        np.exp(σ, out=σ)  # where it is inf, σ(x) is 0
         σ += 1
-        σ *= 0.5
+        np.divide(1, σ, out=σ)
         np.multiply(x, σ, out=y)
         if slope is not None:  # σ + y (1 - σ)
             np.subtract(1, σ, out=slope)
@@ -253,6 +256,7 @@ class GELUModule(_SlopeModule, takes_workspace=True):
     def _by_tanh(x: Array, y: Array, slope: Array | None) -> None:
         a, b = math.sqrt(2 / math.pi), 0.044715 * math.sqrt(2 / math.pi)
         square = x * x
+        np.minimum(square, 100, out=square)  # tanh u is ±1 there already, and u' stays finite
         t = square * b
         t += a
         t *= x  # u
