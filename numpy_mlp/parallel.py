@@ -8,8 +8,10 @@ threads here are instead of its own.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +25,7 @@ PIECE = 1 << 15
 
 _threads = 1
 _pool: ThreadPoolExecutor | None = None
+_here = threading.local()  # of each thread: whether it is at work
 
 
 def set_num_threads(n: int) -> None:
@@ -54,17 +57,18 @@ def for_chunks(n: int, size: int, work: Callable[[slice, int], None]) -> int:
     Args:
         n: length of the batch.
         size: most that a chunk may hold.
-        work: told where its chunk is, and the number of its lane.
+        work: told where its chunk is, and the number of its lane. It must not come back here:
+            threads that wait for each other would wait for ever.
 
     Returns:
         The number of lanes.
     """
     lanes = max(1, min(_threads, n))
-    errors = np.geterr()  # what the caller lets overflow, its threads do
+    errors = {"call": np.geterrcall(), **np.geterr()}  # what the caller lets overflow, threads do
 
     def run(lane: int) -> None:
         start, stop = lane * n // lanes, (lane + 1) * n // lanes
-        with np.errstate(**errors):
+        with np.errstate(**errors), _alone():
             for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
                 work(slice(first, min(first + size, stop)), lane)
 
@@ -94,8 +98,10 @@ def elementwise(work: Callable[..., None], *arrays: Array) -> None:
     flat = _flat(arrays)
     if flat is None:
         work(*arrays)
-        return
-    for_chunks(flat[0].size, PIECE, lambda piece, lane: work(*(a[piece] for a in flat)))
+    elif flat[0].size <= PIECE:
+        work(*flat)
+    else:
+        for_chunks(flat[0].size, PIECE, lambda piece, lane: work(*(a[piece] for a in flat)))
 
 
 def _flat(arrays: tuple[Array, ...]) -> list[Array] | None:
@@ -108,6 +114,16 @@ def _flat(arrays: tuple[Array, ...]) -> list[Array] | None:
     if arrays[0].ndim == 4 and arrays[0].transpose(0, 2, 3, 1).flags.c_contiguous:
         return [a.transpose(0, 2, 3, 1).reshape(-1) for a in arrays]
     return None
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    assert not getattr(_here, "working", False), "for_chunks was called by the work of for_chunks"
+    _here.working = True
+    try:
+        yield
+    finally:
+        _here.working = False
 
 
 def _workers() -> ThreadPoolExecutor:
