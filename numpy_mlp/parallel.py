@@ -8,10 +8,9 @@ threads here are instead of its own.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,7 +24,15 @@ PIECE = 1 << 15
 
 _threads = 1
 _pool: ThreadPoolExecutor | None = None
-_here = threading.local()  # of each thread: whether it is at work
+
+
+class _Here(threading.local):
+    """Of each thread: whether it is at work."""
+
+    working = False
+
+
+_here = _Here()
 
 
 def set_num_threads(n: int) -> None:
@@ -63,14 +70,19 @@ def for_chunks(n: int, size: int, work: Callable[[slice, int], None]) -> int:
     Returns:
         The number of lanes.
     """
+    assert not _here.working, "for_chunks was called by the work of for_chunks"
     lanes = max(1, min(_threads, n))
     errors = {"call": np.geterrcall(), **np.geterr()}  # what the caller lets overflow, threads do
 
     def run(lane: int) -> None:
         start, stop = lane * n // lanes, (lane + 1) * n // lanes
-        with np.errstate(**errors), _alone():
-            for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
-                work(slice(first, min(first + size, stop)), lane)
+        _here.working = True
+        try:
+            with np.errstate(**errors):
+                for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
+                    work(slice(first, min(first + size, stop)), lane)
+        finally:
+            _here.working = False
 
     if lanes == 1:
         run(0)
@@ -114,16 +126,6 @@ def _flat(arrays: tuple[Array, ...]) -> list[Array] | None:
     if arrays[0].ndim == 4 and arrays[0].transpose(0, 2, 3, 1).flags.c_contiguous:
         return [a.transpose(0, 2, 3, 1).reshape(-1) for a in arrays]
     return None
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    assert not getattr(_here, "working", False), "for_chunks was called by the work of for_chunks"
-    _here.working = True
-    try:
-        yield
-    finally:
-        _here.working = False
 
 
 def _workers() -> ThreadPoolExecutor:
