@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import typing
@@ -16,7 +17,7 @@ import numpy as np
 from handgrad.backends.registry import NETWORKS, Network
 from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import DataError, UserError
-from handgrad.files import read_json
+from handgrad.files import read_json, user_path
 from handgrad.runs.command_line import Command, check_resumable, compose
 from handgrad.runs.declare import check_types, nearest, option_of, unpack_type
 from handgrad.runs.folder import CONFIG, MODEL
@@ -34,7 +35,7 @@ def train(
     *,
     preset: str | None = None,
     resume: str | Path | None = None,
-    observers: Sequence[Observer] = (),
+    observers: Observer | Iterable[Observer] = (),
     **settings: Any,
 ) -> TrainedRun:
     """Train a network and return the finished run.
@@ -56,8 +57,13 @@ def train(
         StoppedError: Ctrl-C (in a notebook, the stop button) or SIGTERM while it trained, in the
             main thread; the run is saved, and can be resumed.
     """
-    if network not in NETWORKS:
+    if not isinstance(network, str) or network not in NETWORKS:
         raise UserError(f"network {network!r} is unknown{nearest(str(network), list(NETWORKS))}")
+    observers = [observers] if isinstance(observers, Observer) else list(observers)
+    if wrong := [one for one in observers if not isinstance(one, Observer)]:  # not after an hour
+        raise UserError(
+            f"observers holds {wrong[0]!r}; expected objects made from handgrad.Observer"
+        )
     row = NETWORKS[network]
     try:
         command = _command(row, preset, resume, settings)
@@ -95,7 +101,7 @@ def _command(
     whole = compose(kind, network.presets, None if preset is None else str(preset), given)
     options = options_for(whole)
     if resume is not None:
-        resume = Path(resume).expanduser()
+        resume = user_path(resume)
         check_resumable(given.keys() | ({"preset"} if preset is not None else set()))
         options = ["--resume", str(resume), *as_options(given)]
     text = shlex.join([network.command, *options])
@@ -122,16 +128,13 @@ def _plain(kind: type, name: str, value: Any) -> Any:
         value = (value,)
     if is_tuple and isinstance(value, Iterable):
         return tuple(map(_scalar, value))
-    if name == "out" and isinstance(value, str):
-        return str(Path(value).expanduser())
     return float(value) if element is float and type(value) is int else value
 
 
 def _scalar(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    is_one = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
-    return value.item() if is_one else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value  # NumPy's, PyTorch's
 
 
 def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
@@ -145,7 +148,7 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
     Raises:
         DataError: the run is not finished, or a file in it is damaged.
     """
-    folder = Path(folder).expanduser().absolute()
+    folder = user_path(folder).absolute()
     path = folder / MODEL
     if not path.exists():
         state = "holds no finished run" if folder.is_dir() else "does not exist"

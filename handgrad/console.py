@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from handgrad.errors import DivergedError, StorageError, UserError
+from handgrad.files import user_path
 from handgrad.version import __version__
 
 
@@ -38,12 +39,16 @@ def _wrapped(paragraph: str, width: int) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose complaints are one line, from :func:`guarded`."""
+    """An ``ArgumentParser`` whose complaints are one line, from :func:`guarded`.
+
+    Arguments of ``type=Path`` may begin with ``~``.
+    """
 
     other_names: Iterable[str] = ()  # of options, beside those it knows
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": _Formatter, **options})
+        self.register("type", Path, _path)
         self.add_argument("--version", action="version", version=f"handgrad {__version__}")
 
     def error(self, message: str) -> NoReturn:
@@ -56,6 +61,13 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown option {match[1]}{hint}"
         message = message.replace("unrecognized arguments:", "unexpected argument:")
         raise UserError(message.removeprefix("argument "))
+
+
+def _path(text: str) -> Path:
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def command(main: Callable[[Sequence[str]], int]) -> Callable[..., int]:

@@ -12,6 +12,26 @@ from typing import Any
 from handgrad.errors import DataError, UserError
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path as a user gave it, the home folder in place of ``~``.
+
+    Raises:
+        UserError: it is no path, or nobody's home folder.
+    """
+    try:
+        found = Path(path)
+        if os.fspath(path).startswith("~"):
+            return found.expanduser()
+        # What really is called ~ is given as ./~, of which Path would drop the dot.
+        return found.absolute() if str(found).startswith("~") else found
+    except TypeError:
+        raise UserError(f"{path!r} is not a path; give a text or a Path") from None
+    except RuntimeError:
+        raise UserError(
+            f"{path}: there is no home folder for {Path(path).parts[0]} here; write the folder out"
+        ) from None
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content``: a temporary file, flushed to disk, then renamed over it."""
     temporary = temporary_path(path)

@@ -16,7 +16,7 @@ from handgrad.pictures.curves import SPLITS
 from handgrad.runs.record import find_runs, read_run
 
 _OVER = {"steps": "step", "epochs": "epoch", "seconds": "seconds"}
-_FORMATS = (".png", ".svg", ".pdf")
+_FORMATS = (".png", ".svg", ".pdf", ".html")
 _DEFAULTS = {
     field.name: field.default
     for network in reversed(NETWORKS.values())
@@ -32,7 +32,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--split",
         choices=SPLITS,
-        help="whose curves (default: what most runs have, validation before test before train)",
+        help="whose curves (default, for each dataset: validation or test, what more runs have)",
     )
     parser.add_argument("--over", choices=_OVER, default="steps", help="x axis (default: steps)")
     parser.add_argument(
@@ -40,7 +40,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         default=Path("runs.png"),
         metavar="FILE",
-        help="picture to write: .png, .svg or .pdf (default: runs.png)",
+        help="picture to write, .png, .svg or .pdf, or .html for a page (default: runs.png)",
     )
     return parser.parse_args(argv)
 
@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     _check_out(arguments.out)
     # Only now: Matplotlib takes a while to import.
-    from handgrad.runs.overlay import group_runs, plot_groups, table
+    from handgrad.runs.comparison import write_comparison
+    from handgrad.runs.overlay import make_panels, plot_panels, table
 
     runs = []
     for folder in find_runs(arguments.runs):
@@ -70,18 +71,19 @@ def main(argv: Sequence[str]) -> int:
             print(printable(f"left out: {error}"), file=sys.stderr)
     if not runs:
         raise UserError("no run is left to draw")
-    having = {split: [r for r in runs if any(x.split == split for x in r.rows)] for split in SPLITS}
-    preferred = ("validation", "test", "train")
-    split = arguments.split or max(preferred, key=lambda name: len(having[name]))
-    groups = group_runs(runs, _DEFAULTS)
+    panels = make_panels(runs, _DEFAULTS, arguments.split)
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    print("\n".join(table(groups, columns)))
-    if not having[split]:
-        raise UserError(f"--split {split}: none of these runs was evaluated on it")
-    for run in runs:
-        if run not in having[split]:
-            missing = printable(f"not drawn: {run.folder} has no evaluation of {split}")
-            print(missing, file=sys.stderr)
-    plot_groups(arguments.out, groups, split, _OVER[arguments.over])
-    print(printable(f"{split} curves: {arguments.out}"))
+    print("\n".join(table(panels, columns)))
+    drawn = [panel for panel in panels if any(map(panel.has, panel.runs))]
+    if not drawn:
+        raise UserError(f"--split {arguments.split}: none of these runs was evaluated on it")
+    for panel in panels:
+        for run in panel.runs:
+            if not panel.has(run):
+                missing = printable(f"not drawn: {run.folder} has no evaluation of {panel.split}")
+                print(missing, file=sys.stderr)
+    write = write_comparison if arguments.out.suffix.lower() == ".html" else plot_panels
+    write(arguments.out, drawn, _OVER[arguments.over])
+    told = ", ".join(f"{panel.split} curves of {panel.dataset}" for panel in drawn)
+    print(printable(f"{arguments.out}: {told}"))
     return 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from numpy_mlp.mlp import MLP
 from numpy_mlp.modules.module import Array, Module, is_parametric
+from numpy_mlp.network import Network
 
 
 def check_finite(array: Array, what: str) -> None:
@@ -26,9 +26,9 @@ def check_finite(array: Array, what: str) -> None:
         raise FloatingPointError(f"{what} became {array[~finite].flat[0]}")
 
 
-def name_of(index: int, layer: Module) -> str:
+def name_of(name: str, layer: Module) -> str:
     """Return what a layer is called in an error: ``layers.0 (LinearModule)``."""
-    return f"layers.{index} ({type(layer).__name__})"
+    return f"{name} ({type(layer).__name__})"
 
 
 _WATCHED = {
@@ -39,20 +39,20 @@ _WATCHED = {
 
 
 @contextlib.contextmanager
-def detect_anomaly(layers: Sequence[Module]) -> Iterator[None]:
-    """Check everything that ``layers`` return and compute, while the context lasts.
+def detect_anomaly(model: Network) -> Iterator[None]:
+    """Check everything that the layers of ``model`` return and compute, while the context lasts.
 
     Outputs, gradients of inputs and gradients of parameters: the first that is not finite raises
-    FloatingPointError with the name of the layer and its place in the list.
+    FloatingPointError with the name of the layer.
     """
-    for index, layer in enumerate(layers):
-        name = name_of(index, layer)
+    for place, layer in zip(model.names, model.layers, strict=True):
+        name = name_of(place, layer)
         for method, what in _WATCHED.items():
             setattr(layer, method, _checked(layer, method, f"{what} {name}"))
     try:
         yield
     finally:
-        for layer in layers:
+        for layer in model.layers:
             for method in _WATCHED:
                 layer.__dict__.pop(method, None)
 
@@ -72,7 +72,7 @@ def _checked(layer: Module, method: str, what: str) -> Callable[[Array], Any]:
     return call
 
 
-def explain(model: MLP, x: Array) -> str | None:
+def explain(model: Network, x: Array) -> str | None:
     """Return where the first value that is not finite appears on the way to the logits of ``x``.
 
     None if nowhere.
@@ -80,12 +80,12 @@ def explain(model: MLP, x: Array) -> str | None:
     try:
         check_finite(x, "a value of the images")
         # A gradient that was not finite has spoilt its parameter and those of the layers before it.
-        for index, layer in reversed(list(enumerate(model.layers))):
+        for name, layer in reversed(list(zip(model.names, model.layers, strict=True))):
             if is_parametric(layer):
                 for key, param in layer.params.items():
-                    what = f"{key} of {name_of(index, layer)}, in the update of the step before,"
+                    what = f"{key} of {name_of(name, layer)}, in the update of the step before,"
                     check_finite(param, what)
-        with detect_anomaly(model.layers):
+        with detect_anomaly(model):
             model.logits(x)
     except FloatingPointError as error:
         return str(error)

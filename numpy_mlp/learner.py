@@ -1,4 +1,4 @@
-"""One training step of the NumPy MLP, behind the interface that a training loop asks for."""
+"""One training step in NumPy, behind the interface that a training loop asks for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from numpy_mlp.anomaly import detect_anomaly, explain
-from numpy_mlp.mlp import MLP
 from numpy_mlp.modules import DropoutModule, SoftMaxCrossEntropyModule
 from numpy_mlp.modules.module import Array, Module, is_parametric
 from numpy_mlp.modules.softmax import softmax
+from numpy_mlp.network import Network
 from numpy_mlp.optim import Optimizer
 from numpy_mlp.workspace import Workspace
 
@@ -24,7 +24,8 @@ class NumpyLearner:
 
     Args:
         model: the network.
-        optimizer: made with ``list(model.params.values())``.
+        optimizer: made with ``list(model.trained_parameters().values())``.
+        label_smoothing: share of each training label that all classes get alike.
         detect_anomaly: check every output and gradient of every layer, and stop at the first that
             is not finite. Without it the loss is checked, and a gradient is noticed by what it did,
             a step later.
@@ -32,13 +33,21 @@ class NumpyLearner:
     Shapes: images (N, ...), as the network takes them; labels (N,), integers.
     """
 
-    def __init__(self, model: MLP, optimizer: Optimizer, *, detect_anomaly: bool = False) -> None:
+    def __init__(
+        self,
+        model: Network,
+        optimizer: Optimizer,
+        *,
+        label_smoothing: float = 0.0,
+        detect_anomaly: bool = False,
+    ) -> None:
         self.model, self.optimizer, self.detect_anomaly = model, optimizer, detect_anomaly
-        self.loss = SoftMaxCrossEntropyModule()
+        self.loss = SoftMaxCrossEntropyModule(label_smoothing)
         self.workspace = Workspace()
         # Where the parameters of each layer are among the optimizer's.
         self._places: dict[Module, list[tuple[int, str]]] = {}
-        for place, (name, layer, key) in enumerate(model.named_parameters()):
+        trained = [p for p in model.named_parameters() if p[2] not in p[1].frozen]
+        for place, (name, layer, key) in enumerate(trained):
             assert place < len(optimizer.params) and optimizer.params[place] is layer.params[key], (
                 f"the optimizer was made with other parameters than {name} and the model's others"
             )
@@ -58,14 +67,22 @@ class NumpyLearner:
             logits = self.model.logits(images)
             loss, dlogits = self.loss.loss_and_gradient(logits, labels)
             self._check_loss(loss, images)
-            self.optimizer.begin_step()
-            self.model.backward_parameters(dlogits, self._update)
+            if self.optimizer.whole_steps:
+                self.model.backward_parameters(dlogits)
+                self.optimizer.step(self._grads())
+            else:
+                self.optimizer.begin_step()
+                self.model.backward_parameters(dlogits, self._update)
             return loss, int((logits.argmax(axis=1) == labels).sum())
 
     def _update(self, layer: Module) -> None:
         """Update the parameters of a layer, whose gradients have just been made."""
         for place, key in self._places.get(layer, ()):
             self.optimizer.update(place, layer.grads[key])
+
+    def _grads(self) -> list[Array]:
+        """Return the gradients in the order of the optimizer's parameters."""
+        return [layer.grads[key] for layer, keys in self._places.items() for _, key in keys]
 
     def _check_loss(self, loss: float, images: Array) -> None:
         if not math.isfinite(loss):
@@ -74,7 +91,7 @@ class NumpyLearner:
 
     def _watching(self) -> contextlib.AbstractContextManager[None]:
         if self.detect_anomaly:
-            return detect_anomaly(self.model.layers)
+            return detect_anomaly(self.model)
         return contextlib.nullcontext()
 
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
@@ -117,10 +134,11 @@ class NumpyLearner:
 
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""
-        weight = next(filter(is_parametric, self.model.layers)).params["weight"]
+        weighted = (m for m in self.model.modules() if is_parametric(m) and m.params)
+        weight = next(w for m in weighted if (w := m.params["weight"]).ndim > 1)
         return weight.reshape(len(weight), -1)
 
     def _generators(self) -> list[np.random.Generator]:
         """Return the generators that training draws from, each once (layers may share one)."""
-        shared = (layer.rng for layer in self.model.layers if isinstance(layer, DropoutModule))
+        shared = (layer.rng for layer in self.model.modules() if isinstance(layer, DropoutModule))
         return list({id(generator): generator for generator in shared}.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -22,7 +22,7 @@ from numpy_mlp.modules import (
     SoftMaxModule,
     TanhModule,
 )
-from numpy_mlp.modules.module import Array, is_parametric
+from numpy_mlp.network import Network
 
 # Each activation with the gain of the weights after it: √2 makes up for the half that ReLU zeroes
 # (He et al. 2015), and is the courses' choice for ELU; 1 and 5/3 are torch.nn.init's.
@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, tuple[type[Module], float]] = {
 }
 
 
-class MLP:
+class MLP(Network):
     """Linear layers with activations between them, and a softmax at the end.
 
     ``(Dropout) - [Linear - (BatchNorm) - activation - (Dropout)] * len(n_hidden) - Linear -
@@ -90,9 +90,9 @@ class MLP:
         if neg_slope is not None:
             gain = math.sqrt(2.0 / (1.0 + neg_slope**2))  # He et al. 2015, equation 15
         self.flatten = FlattenModule()  # not one of the layers, whose numbers are their names
-        self.layers: list[Module] = []
+        layers: list[Module] = []
         if input_dropout:
-            self.layers.append(DropoutModule(input_dropout, rng=dropout_rng))
+            layers.append(DropoutModule(input_dropout, rng=dropout_rng))
         sizes = [n_inputs, *n_hidden, n_classes]
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             linear = LinearModule(
@@ -104,129 +104,18 @@ class MLP:
                 gain=gain,
                 weight_std=weight_std,
             )
-            self.layers.append(linear)
+            layers.append(linear)
             if i == len(n_hidden):
                 break
             if batch_norm:
-                self.layers.append(BatchNormModule(n_out, dtype=dtype))
-            self.layers.append(
-                make_activation() if neg_slope is None else LeakyReLUModule(neg_slope)
-            )
+                layers.append(BatchNormModule(n_out, dtype=dtype))
+            layers.append(make_activation() if neg_slope is None else LeakyReLUModule(neg_slope))
             if dropout:
-                self.layers.append(DropoutModule(dropout, rng=dropout_rng))
-        self.layers.append(SoftMaxModule())
-        self.training = True
-
-    def logits(self, x: Array) -> Array:
-        """Return the scores before softmax, (N, ...) -> (N, C)."""
-        x = self.flatten.forward(x)
-        for layer in self.layers[:-1]:
-            x = layer.forward(x)
-        return x
-
-    def forward(self, x: Array) -> Array:
-        """Return class probabilities, (N, ...) -> (N, C)."""
-        return self.layers[-1].forward(self.logits(x))
-
-    def __call__(self, x: Array) -> Array:
-        """Return :meth:`forward` of ``x``."""
-        return self.forward(x)
-
-    def backward(self, dout: Array) -> Array:
-        """Return ∂L/∂x from ``dout`` = ∂L/∂probabilities; parameter gradients go into ``grads``.
-
-        The chain rule, a layer at a time: the ``dx`` of one layer is the ``dout`` of the layer
-        before it.
-        """
-        return self.backward_logits(self.layers[-1].backward(dout))
-
-    def backward_logits(self, dlogits: Array) -> Array:
-        """Return ∂L/∂x from ∂L/∂logits, for a loss that contains the softmax."""
-        for layer in reversed(self.layers[:-1]):
-            dlogits = layer.backward(dlogits)
-        return self.flatten.backward(dlogits)
-
-    def backward_parameters(
-        self, dlogits: Array, done: Callable[[Module], object] = lambda layer: None
-    ) -> None:
-        """Store the parameter gradients, and leave out ∂L/∂x, which training never reads.
-
-        In the first layer with parameters, usually the largest, ∂L/∂x costs as much as ∂L/∂W.
-
-        Args:
-            dlogits: ∂L/∂logits, (N, C).
-            done: called with each layer as soon as its gradients are there and nothing reads its
-                parameters any more.
-        """
-        first = next(i for i, layer in enumerate(self.layers) if is_parametric(layer))
-        for layer in reversed(self.layers[first + 1 : -1]):
-            dlogits = layer.backward(dlogits)
-            done(layer)
-        self.layers[first].backward_parameters(dlogits)
-        done(self.layers[first])
-
-    def modules(self) -> list[Module]:
-        """Return the flattening of the input and the layers, in the order of the forward pass."""
-        return [self.flatten, *self.layers]
-
-    def train(self, mode: bool = True) -> None:
-        """Put every layer into training mode (or evaluation mode)."""
-        self.training = mode
-        for layer in self.modules():
-            layer.train(mode) if mode else layer.eval()
-
-    def eval(self) -> None:
-        """Put every layer into evaluation mode."""
-        self.train(False)
-
-    def clear_cache(self) -> None:
-        """Make every layer forget its last forward pass."""
-        for layer in self.modules():
-            layer.clear_cache()
+                layers.append(DropoutModule(dropout, rng=dropout_rng))
+        layers.append(SoftMaxModule())
+        super().__init__(layers)
 
     @property
-    def params(self) -> dict[str, Array]:
-        """The parameters themselves, by name: ``layers.0.weight`` and so on."""
-        return {name: layer.params[key] for name, layer, key in self.named_parameters()}
-
-    @property
-    def grads(self) -> dict[str, Array]:
-        """The gradients of the last backward pass, with the names of :attr:`params`."""
-        return {name: layer.grads[key] for name, layer, key in self.named_parameters()}
-
-    def named_parameters(self) -> Iterator[tuple[str, Module, str]]:
-        """Yield name, layer and the layer's own name of each parameter."""
-        for i, layer in enumerate(self.layers):
-            if is_parametric(layer):
-                for key in layer.params:
-                    yield f"layers.{i}.{key}", layer, key
-
-    def state_dict(self) -> dict[str, Array]:
-        """Return parameters and running statistics by name: the arrays themselves, no copies."""
-        state = self.params
-        for i, layer in enumerate(self.layers):
-            for key, buffer in getattr(layer, "buffers", {}).items():
-                state[f"layers.{i}.{key}"] = buffer
-        return state
-
-    def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Copy the arrays of ``state`` into this network.
-
-        Raises:
-            ValueError: a name is missing or unknown, or a shape differs; nothing is changed then.
-        """
-        mine = self.state_dict()
-        for name in (*mine, *state):
-            if name not in mine or name not in state:
-                side = "missing from the state" if name in mine else "not part of this network"
-                raise ValueError(f"{name} is {side}: was it saved from another architecture?")
-        for name, array in mine.items():
-            if array.shape != np.shape(state[name]):
-                raise ValueError(
-                    f"{name} has shape {np.shape(state[name])}, this network expects {array.shape}"
-                )
-        for name, array in mine.items():
-            array[...] = state[name]
-
-    def __repr__(self) -> str:
-        return "MLP(\n" + "".join(f"  ({i}) {layer}\n" for i, layer in enumerate(self.layers)) + ")"
+    def chain(self) -> list[Module]:
+        """The modules from the input to the logits: flattening comes first."""
+        return [self.flatten, *self.layers[:-1]]

@@ -72,13 +72,13 @@ def for_chunks(n: int, size: int, work: Callable[[slice, int], None]) -> int:
     """
     assert not _here.working, "for_chunks was called by the work of for_chunks"
     lanes = max(1, min(_threads, n))
-    errors = {"call": np.geterrcall(), **np.geterr()}  # what the caller lets overflow, threads do
+    errors, call = np.geterr(), np.geterrcall()  # what the caller lets overflow, its threads do
 
     def run(lane: int) -> None:
         start, stop = lane * n // lanes, (lane + 1) * n // lanes
         _here.working = True
         try:
-            with np.errstate(**errors):
+            with np.errstate(call=call, **errors):
                 for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
                     work(slice(first, min(first + size, stop)), lane)
         finally:

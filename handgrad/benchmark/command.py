@@ -43,7 +43,10 @@ def main(argv: Sequence[str]) -> int:
         "--threads", default="2", metavar="N", help="threads of everyone (default: 2)"
     )
     parser.add_argument(
-        "--data-dir", metavar="DIR", help="where CIFAR-10 is (default: HANDGRAD_DATA_DIR)"
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="where CIFAR-10 is (default: HANDGRAD_DATA_DIR)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"), metavar="DIR")
     arguments = parser.parse_args(argv)

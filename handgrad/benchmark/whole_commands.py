@@ -21,6 +21,7 @@ from handgrad.benchmark.workers import ROOT, environment
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import fit_preprocessing
 from handgrad.errors import UserError
+from handgrad.files import user_path
 
 _PRESET = ("--preset", "uva-2018")
 _BATCH_SIZES = (32, 200, 512)
@@ -125,6 +126,6 @@ def _data_dir(arguments: argparse.Namespace) -> Path:
     folder = arguments.data_dir or os.environ.get("HANDGRAD_DATA_DIR")
     if not folder:
         raise UserError("this measures a run on CIFAR-10: give --data-dir DIR with the data in it")
-    if not Path(folder).is_dir():
+    if not (found := user_path(folder)).is_dir():
         raise UserError(f"--data-dir {folder} does not exist")
-    return Path(folder)
+    return found

@@ -24,6 +24,7 @@ from handgrad.checker.process import Outcome, check
 from handgrad.checker.report import Report
 from handgrad.console import Parser, command
 from handgrad.errors import UserError
+from handgrad.files import user_path
 
 _LARGEST = 2_000  # entries of an input: each costs four forward passes
 
@@ -36,7 +37,7 @@ def _target(text: str) -> tuple[Path, list[str]]:
     head, colon, tail = text.rpartition(":")
     if colon and all(word.isidentifier() for word in tail.split(",")):
         name, classes = head, tail
-    path = Path(name)
+    path = user_path(name)
     if not path.exists():
         path = _package(name) or path
     expected = "TARGET is a .py file, file.py:ClassName, or a package"

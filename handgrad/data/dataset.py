@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from numpy.typing import NDArray
 
 from handgrad.data.sources import cifar10, digits, mnist
 from handgrad.errors import UserError
-from handgrad.seeding import generator
+from handgrad.files import user_path
+from handgrad.seeding import check_seed, generator
 
+VALIDATION_IMAGES = ("random", "last")
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -33,8 +37,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def part(self, where: slice) -> Split:
-        """Return the images and labels in ``where``, as views."""
+    def part(self, where: slice | NDArray[np.bool_]) -> Split:
+        """Return the images and labels in ``where``; those of a slice are views."""
         return Split(self.images[where], self.labels[where])
 
 
@@ -116,13 +120,23 @@ def load_dataset(
 
     Raises:
         DataError: the files are missing and cannot be downloaded, or are damaged.
-        UserError: there is no such dataset, or the validation split would leave nothing to train
-            on.
+        UserError: there is no such dataset, the validation split would leave nothing to train on,
+            or an argument is not among those that there are.
     """
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise UserError(f"dataset {name!r} is unknown; expected one of: {', '.join(DATASETS)}")
+    if validation_images not in VALIDATION_IMAGES:
+        raise UserError(
+            f"validation_images {validation_images!r} is unknown; expected one of: "
+            f"{', '.join(VALIDATION_IMAGES)}"
+        )
+    if not isinstance(validation_size, Real) or not 0 <= validation_size < math.inf:
+        raise UserError(
+            f"validation_size {validation_size!r}: expected a number of images, or a share below 1"
+        )
+    check_seed(seed)
     source = DATASETS[name]
-    folder = None if data_dir is None else Path(data_dir).expanduser()
+    folder = None if data_dir is None else user_path(data_dir)
     train_images, train_labels, test_images, test_labels = source.load(folder, download)
     n = len(train_labels)
     held_out = round(validation_size * n) if validation_size < 1 else int(validation_size)

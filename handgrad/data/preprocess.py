@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from handgrad.data.dataset import Images
+from handgrad.errors import UserError
 
 PREPROCESSING = ("standardize", "mean-image")
 
@@ -29,7 +30,17 @@ class Preprocessing:
         self._scales = bool((scale != 1).any())
 
     def __call__(self, images: Images) -> NDArray[np.floating]:
-        """Return the images (N, C, H, W) as floating-point numbers, in a new array."""
+        """Return the images (N, C, H, W) as floating-point numbers, in a new array.
+
+        Raises:
+            UserError: they are not pixels in uint8: of another scale, a network would only guess.
+        """
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+            what = getattr(images, "dtype", type(images).__name__)
+            raise UserError(
+                f"images of {what}; preprocessing takes pixels of 0 to 255 in a NumPy array of "
+                f"uint8 (a run's predict takes others as well)"
+            )
         # A conversion and two operations in place: one that converts as it goes takes longer.
         x: NDArray[np.floating] = images.astype(self.dtype)
         if self._scales:

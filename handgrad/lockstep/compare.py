@@ -72,7 +72,7 @@ class CompareSettings(NumpyMLPSettings):
     @property
     def users(self) -> Path | None:
         """Where the user's layers are, if there are any."""
-        return None if self.modules is None else Path(self.modules).expanduser()
+        return None if self.modules is None else Path(self.modules)
 
 
 def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
@@ -142,7 +142,7 @@ def _prepare(settings: CompareSettings, dataset: Dataset, guard: Guard | None) -
     """Return the comparison of the engines that were asked for."""
     makers = _makers(settings, dataset)
     model = build_mlp(settings, dataset.image_shape, dataset.n_classes, settings.dtype)
-    names = [name_of(i, layer) for i, layer in enumerate(model.layers)]
+    names = [name_of(*named) for named in zip(model.names, model.layers, strict=True)]
     names.append("the loss (CrossEntropyModule)")
     classes: dict[str, type] = {}
     if guard is not None and (path := settings.users) is not None:

@@ -134,7 +134,7 @@ def _draw(path: Path, comparison: Comparison) -> None:
     from handgrad.pictures.figures import BLUE, GREEN, ORANGE, PURPLE, save
 
     colours = (BLUE, ORANGE, GREEN, PURPLE)
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    figure = Figure(figsize=(8, 7.0), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
     for number, contestant in enumerate(comparison.contestants):
         colour = colours[number % len(colours)]
@@ -171,10 +171,13 @@ def _draw(path: Path, comparison: Comparison) -> None:
         fontsize=10,
     )
     above.grid(alpha=0.3)
-    above.legend(fontsize=8, ncols=2)
+    figure.legend(
+        *above.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=2
+    )
     steps = np.arange(1, len(comparison.losses) + 1)
     below.plot(steps, _drawn(comparison.losses), color="#555555", linewidth=1.5)
     below.set_ylabel(f"loss of {comparison.reference}\n(nats)")
     below.set_xlabel("step")
+    below.locator_params("x", integer=True)
     below.grid(alpha=0.3)
     save(path, figure)

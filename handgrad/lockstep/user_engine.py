@@ -97,7 +97,7 @@ class UserEngine(ModulesEngine):
         self.layers: list[Any] = list(self.layers)
         for i, layer in enumerate(self.layers):
             if kind := classes.get(type(layer).__name__):
-                name = name_of(i, layer)
+                name = name_of(f"layers.{i}", layer)
                 theirs = _construct(kind, layer, name, i == 0, self.watch)
                 turned = transposed and kind is linear
                 self.layers[i] = WatchedLayer(theirs, name, layer, self.watch, turned, first=not i)

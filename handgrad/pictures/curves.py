@@ -16,7 +16,7 @@ Values = NDArray[np.float64]
 SPLITS = ("train", "validation", "test")
 QUANTITIES = ("loss", "accuracy")
 # Where a scale in the logarithm of the error has its marks.
-ACCURACY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+_ACCURACY_TICKS = (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 _LEAST_ERROR = 1e-4
 # Beyond it the distance of two values may overflow, and below its inverse no mark fits between.
 _LARGEST = 1e300
@@ -66,17 +66,6 @@ def wants_logarithm(losses: Values) -> bool:
     return len(losses) > 0 and losses.min() > 0 and bool(losses.max() > 4 * losses.min())
 
 
-def least_error(accuracies: Values) -> float | None:
-    """Return the smallest error, 1 - accuracy, that a scale should show; None for a linear one.
-
-    Accuracies near 1 are shown in the logarithm of the error, as far as errors get small.
-    """
-    if not len(accuracies) or accuracies.max() < 0.9:
-        return None
-    # Where nothing lies between 0.9 and a perfect 1, that is how far it goes.
-    return max(_LEAST_ERROR, 1 - float(accuracies[accuracies < 1].max(initial=0.9)))
-
-
 @dataclass(frozen=True)
 class Scale:
     """Where values stand between the two ends of an axis.
@@ -86,12 +75,14 @@ class Scale:
         high: value at the upper end.
         ticks: round values in between.
         transform: increasing; what the axis is even in.
+        is_logarithmic: of the loss, or of the error.
     """
 
     low: float
     high: float
     ticks: tuple[float, ...]
     transform: Callable[[Values], Values] = lambda values: values
+    is_logarithmic: bool = False
 
     def place(self, values: Values | float) -> Values:
         """Return where ``values`` stand: 0 at the lower end, 1 at the upper one."""
@@ -105,22 +96,44 @@ def linear_scale(values: Values) -> Scale:
     return Scale(low, high, _round_values(low, high))
 
 
+def even_scale(quantity: str, values: Values) -> Scale:
+    """Return an even scale that holds ``values``; that of accuracies ends at 0 and 1."""
+    scale = linear_scale(values)
+    if quantity == "loss":
+        return scale
+    margin = 0.05 * (scale.high - scale.low)
+    return linear_scale(np.clip([scale.low - margin, scale.high + margin], 0, 1))
+
+
 def scale_of(quantity: str, values: Values) -> Scale:
     """Return the scale that suits ``values`` of ``loss`` or ``accuracy``.
 
-    It is logarithmic for a loss that falls far, and in the logarithm of the error for accuracies
-    near 1: what happens late in training can be seen beside the first steps.
+    It is even, but logarithmic for a loss that falls far: what happens late in training can be seen
+    beside the first steps.
     """
     if quantity == "loss" and wants_logarithm(values):
-        low, high = float(values.min()), float(values.max())
-        return Scale(low, high, _powers(low, high), np.log10)
-    least = least_error(values) if quantity == "accuracy" else None
-    if least is None:
-        return linear_scale(values)
-    floor = least / 2
-    low, high = min(float(values.min()), 0.9), 1 - floor
-    ticks = tuple(tick for tick in ACCURACY_TICKS if low <= tick < high)
-    return Scale(low, high, ticks, lambda a: -np.log10(np.maximum(1 - a, floor)))
+        return log_scale(quantity, values)
+    return even_scale(quantity, values)
+
+
+def log_scale(quantity: str, values: Values) -> Scale:
+    """Return a logarithmic scale: of the loss, or of the error, 1 - accuracy.
+
+    What has no logarithm, a loss of zero or an accuracy of one, stands at the end.
+    """
+    if quantity == "accuracy":
+        # Where nothing lies between 0.9 and a perfect 1, that is how far it goes.
+        least = max(_LEAST_ERROR, 1 - float(values[values < 1].max(initial=0.9))) / 2
+        low, high = min(float(values.min(initial=0.9)), 0.9), 1 - least
+        ticks = tuple(tick for tick in _ACCURACY_TICKS if low <= tick < high)
+        return Scale(low, high, ticks, lambda a: -np.log10(np.maximum(1 - a, least)), True)
+    positive = values[values > 1 / _LARGEST]
+    low, high = float(positive.min(initial=_LARGEST)), float(positive.max(initial=1 / _LARGEST))
+    if not low < high:
+        low, high = (low / 2, 2 * low) if len(positive) else (0.5, 2.0)
+    ticks = _powers(low, high)
+    ticks = ticks if len(ticks) > 1 else _round_values(low, high)
+    return Scale(low, high, ticks, lambda v: np.log10(np.maximum(v, low)), True)
 
 
 def _ends(values: Values) -> tuple[float, float]:

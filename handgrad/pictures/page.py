@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
+import math
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,15 @@ from PIL import Image
 
 from handgrad.data.dataset import Dataset
 from handgrad.files import write_atomically
-from handgrad.pictures.curves import QUANTITIES, SPLITS, curves_of, linear_scale, scale_of
+from handgrad.pictures.charts import MOST_POINTS, Line, chart, some
+from handgrad.pictures.curves import QUANTITIES, SPLITS, curves_of
 from handgrad.pictures.plots import first_layer_sheet
+from handgrad.training.evaluation import Mistakes
 from handgrad.training.metrics import Row
 
 _MISTAKES = 24  # shown
-_UNITS = 64  # of the first layer, shown
-_POINTS = 300  # of a curve, drawn
+_UNITS = 36  # of the first layer, shown
 _TABLE_ROWS = 100  # of metrics.csv, shown
-_AREA = _LEFT, _TOP, _RIGHT, _BOTTOM = 48, 10, 458, 264  # of the curves, in 480 × 300
 # The ends of Matplotlib's RdBu, with white between them.
 _BLUE, _WHITE, _RED = (33, 102, 172), (247, 247, 247), (178, 24, 43)
 # Shares of a row from which a cell of the confusion matrix is too dark (light page) or too light
@@ -50,7 +50,7 @@ class Result:
         dataset: whose test images are shown.
         confusions: counts M[target, predicted] on the test images, (K, K).
         predicted: classes of the test images, (N,).
-        probabilities: of the classes, for each test image, (N, K).
+        mistakes: where they are wrong.
         first_layer: weights that look at the input, (n_filters, C·h·w).
         invocation: what to type to run the program again.
     """
@@ -65,7 +65,7 @@ class Result:
     dataset: Dataset
     confusions: NDArray[np.int64]
     predicted: NDArray[Any]
-    probabilities: NDArray[Any]
+    mistakes: Mistakes
     first_layer: NDArray[Any]
     invocation: str
 
@@ -94,17 +94,18 @@ _TEMPLATES = jinja2.Environment(
 
 def render(result: Result) -> str:
     """Return the page about ``result``, HTML in one file, 600 kB at most for 32×32 images."""
-    config, counts, test = result.config, result.confusions, result.dataset.test
+    config, counts = result.config, result.confusions
     blas = [" ".join(str(part) for part in pool.values()) for pool in config.get("blas") or []]
-    return _TEMPLATES.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
         result=result,
+        network=_network(result),
         duration=_duration(result.summary["seconds"]),
         curves=_curves(result) if result.rows else None,
         shares=counts / np.maximum(1, counts.sum(axis=1, keepdims=True)),
         dark_cell=_DARK_CELL,
         light_cell=_LIGHT_CELL,
         classes=_classes(result),
-        mistakes=most_confident_mistakes(result.probabilities, result.predicted, test.labels),
         most_mistakes=_MISTAKES,
         picture=_picture,
         first_layer=_first_layer(result),
@@ -112,30 +113,32 @@ def render(result: Result) -> str:
         unchanged=[item for item in result.settings.items() if item[0] not in result.defaults],
         **_commands(result),
         blas="; ".join(blas) or "–",
-        written=time.strftime("%Y-%m-%d %H:%M"),
     )
 
 
-def most_confident_mistakes(
-    probabilities: NDArray[Any], predicted: NDArray[Any], labels: NDArray[Any]
-) -> NDArray[np.int64]:
-    """Return the indices of the wrong predictions, the most confident first; of equals the first.
+def render_template(name: str, **values: Any) -> str:
+    """Return the page that a template of this package makes of ``values``, dated."""
+    written = time.strftime("%Y-%m-%d %H:%M")
+    return _TEMPLATES.get_template(name).render(written=written, **values)
 
-    Args:
-        probabilities: (N, K).
-        predicted: classes, (N,).
-        labels: true classes, (N,).
-    """
-    wrong = np.flatnonzero(predicted != labels)
-    confidence = probabilities[wrong, predicted[wrong]]
-    return wrong[np.argsort(-confidence, kind="stable")]
+
+def _network(result: Result) -> str:
+    """Return what was trained, in a line."""
+    settings = result.settings
+    if "hidden_dims" not in settings:
+        return settings.get("model", "network")
+    hidden = [] if settings["hidden_dims"] == "none" else settings["hidden_dims"].split()
+    ends = str(math.prod(result.dataset.image_shape)), str(len(result.dataset.class_names))
+    batch_norm = ", batch norm" if settings["batch_norm"] == "yes" else ""
+    return f"MLP {'–'.join([ends[0], *hidden, ends[1]])}, {settings['activation']}{batch_norm}"
 
 
 def png(pixels: NDArray[np.uint8], palette: NDArray[np.uint8] | None = None) -> bytes:
     """Return a picture as a PNG file.
 
     Args:
-        pixels: (H, W) grey, (H, W, 3) colour, or (H, W) places in the palette.
+        pixels: (H, W) grey, (H, W, 3) colour, with how opaque it is (H, W, 4), or (H, W) places in
+            the palette.
         palette: up to 256 colours, (n, 3). Where it has fewer, the place after them is see-through.
     """
     image, content = Image.fromarray(pixels), io.BytesIO()
@@ -169,7 +172,7 @@ def _curves(result: Result) -> dict[str, Any]:
     by_step: dict[int, list[Row]] = {}
     for row in rows:
         by_step.setdefault(row.step, []).append(row)
-    kept = set(_some(sorted(by_step), -(-len(rows) // _TABLE_ROWS)))
+    kept = set(some(sorted(by_step), -(-len(rows) // _TABLE_ROWS)))
     caption = "The values of the curves"
     if len(kept) < len(by_step):
         caption += f": {len(kept)} of {len(by_step)} evaluations; metrics.csv has all"
@@ -181,70 +184,33 @@ def _curves(result: Result) -> dict[str, Any]:
         for row in rows if row.step in kept
     ]  # fmt: skip
     return {
-        "splits": [split for split in SPLITS if any(row.split == split for row in rows)],
+        "legend": [
+            (split, f"{split}, mean of each interval" if split == "train" else split)
+            for split in SPLITS
+            if any(row.split == split for row in rows)
+        ],
         "charts": [_chart(result, quantity, by_step) for quantity in QUANTITIES],
         "caption": caption,
         "rows": cells,
     }
 
 
-def _some(steps: Sequence[int], every: int) -> list[int]:
-    """Return the steps that stand at multiples of ``every``, and the last."""
-    kept = list(steps[::every])
-    return kept if kept[-1] == steps[-1] else [*kept, steps[-1]]
-
-
 def _chart(result: Result, quantity: str, by_step: Mapping[int, Sequence[Row]]) -> dict[str, Any]:
     """Return curves with their axes, and what the page's script needs to tell single values."""
     curves = curves_of(result.rows, quantity)
-    values = np.concatenate([y for _, y in curves.values()]) if curves else np.zeros(1)
-    up, across = scale_of(quantity, values), linear_scale(np.array([0.0, max(by_step) or 1.0]))
-
-    def column(x: Any) -> Any:
-        return np.round(_LEFT + across.place(x) * (_RIGHT - _LEFT), 1)
-
-    def line(y: Any) -> Any:
-        return np.round(_BOTTOM - up.place(y) * (_BOTTOM - _TOP), 1)
-
-    lines = []
-    for split, (x, y) in curves.items():
-        keep = thinned(y, _POINTS)
-        points = zip(column(x[keep]), line(y[keep]), strict=True)
-        path = "M" + "L".join(f"{a:g} {b:g}" for a, b in points)
-        # A single point has no length, but its round cap can be seen.
-        lines.append((split, path + ("h0" if len(keep) == 1 else "")))
     stops = []
-    for step in _some(list(by_step), -(-len(by_step) // _POINTS)):
+    for step in some(list(by_step), -(-len(by_step) // MOST_POINTS)):
         told = ", ".join(f"{row.split} {getattr(row, quantity):.4f}" for row in by_step[step])
-        text = f"step {step:,}, epoch {by_step[step][0].epoch:.2f}: {told}"
-        stops.append((float(column(step)), text))
-    ends = (f"{split} from {y[0]:.4f} to {y[-1]:.4f}" for split, (_, y) in curves.items())
+        stops.append((step, f"step {step:,}, epoch {by_step[step][0].epoch:.2f}: {told}"))
     best = result.summary["weights_of_step"]
-    return {
-        "quantity": quantity,
-        "area": _AREA,
-        "ends": "; ".join(ends),
-        "across": [(f"{tick:g}", column(tick)) for tick in across.ticks],
-        "up": [(f"{tick:g}", line(tick)) for tick in up.ticks],
-        "kept": column(best) if best and best < result.summary["steps"] else None,
-        "lines": lines,
-        "stops": stops,
-        "stops_json": json.dumps(stops, separators=(",", ":"), ensure_ascii=False),
-    }
-
-
-def thinned(values: NDArray[Any], most: int) -> NDArray[np.int64]:
-    """Return the indices of at most about ``most`` values that keep the outline of a curve.
-
-    Of each of ``most / 2`` stretches those are the lowest and the highest, beside the first and
-    last of all.
-    """
-    if len(values) <= most:
-        return np.arange(len(values))
-    kept = {0, len(values) - 1}
-    for part in np.array_split(np.arange(len(values)), most // 2):
-        kept |= {int(part[values[part].argmin()]), int(part[values[part].argmax()])}
-    return np.array(sorted(kept))
+    drawn = chart(
+        quantity,
+        [Line(split, x, y) for split, (x, y) in curves.items()],
+        stops,
+        kept=best if best and best < result.summary["steps"] else None,
+    )
+    ends = (f"{split} from {y[0]:.4f} to {y[-1]:.4f}" for split, (_, y) in curves.items())
+    return {**drawn, "ends": "; ".join(ends)}
 
 
 def _classes(result: Result) -> list[tuple[str, ...]]:
@@ -259,13 +225,15 @@ def _classes(result: Result) -> list[tuple[str, ...]]:
     return rows
 
 
-def _first_layer(result: Result) -> tuple[tuple[str, int, int], int]:
-    """Return a picture of the units of largest norm, and how many those are."""
-    sheet, n_shown = first_layer_sheet(result.first_layer, result.dataset.image_shape, _UNITS)
-    if sheet.shape[0] == 3:
-        return _picture((sheet * 255).round().astype(np.uint8)), n_shown
-    places = np.where(np.isnan(sheet), 255, np.nan_to_num(sheet) * 254)
-    return _picture(places.round().astype(np.uint8), _diverging(255)), n_shown
+def _first_layer(result: Result) -> tuple[tuple[str, int, int], str]:
+    """Return a picture of the units of largest norm, see-through between them, and a sentence."""
+    sheet = first_layer_sheet(result.first_layer, result.dataset.image_shape, _UNITS)
+    shown, told = sheet.brightness(), "; ".join(sheet.told()).capitalize()
+    if len(shown) == 3:
+        shown = np.concatenate([shown, ~np.isnan(shown[:1])])
+        return _picture((np.nan_to_num(shown) * 255).round().astype(np.uint8)), told
+    places = np.where(np.isnan(shown), 255, np.nan_to_num(shown) * 254)
+    return _picture(places.round().astype(np.uint8), _diverging(255)), told
 
 
 def _diverging(n: int) -> NDArray[np.uint8]:

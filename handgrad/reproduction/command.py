@@ -12,8 +12,7 @@ from handgrad.errors import UserError
 from handgrad.files import locked
 from handgrad.reproduction.reproduce import chosen, reproduce
 from handgrad.reproduction.rows import SECTIONS
-
-_LARGEST_SEED = 10**9  # as of the training commands
+from handgrad.seeding import LARGEST_SEED
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,8 +47,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     arguments = parser.parse_args(argv)
     for seed in arguments.seeds or ():
-        if not seed.isdecimal() or int(seed) > _LARGEST_SEED:
-            raise UserError(f"--seeds {seed}: expected whole numbers from 0 to {_LARGEST_SEED}")
+        if not seed.isdecimal() or len(seed) > 20 or int(seed) > LARGEST_SEED:
+            raise UserError(f"--seeds {seed}: expected whole numbers from 0 to {LARGEST_SEED}")
     default = Path("runs/reproduce-quick" if arguments.quick else "runs/reproduce")
     arguments.runs = arguments.runs or default
     arguments.out = arguments.out or arguments.runs
@@ -58,7 +57,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--{option} {folder} is a file; a folder is expected")
     if arguments.data_dir is not None:
-        arguments.data_dir = arguments.data_dir.expanduser().absolute()
+        arguments.data_dir = arguments.data_dir.absolute()
         if not arguments.data_dir.is_dir():
             raise UserError(f"--data-dir {arguments.data_dir} is not a folder; name one that is")
     return arguments

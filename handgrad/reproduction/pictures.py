@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from handgrad.pictures.curves import QUANTITIES, curve, mean_curve
 from handgrad.pictures.figures import BLUE, SPLIT_COLOURS, VERMILLION, default_style, save
+from handgrad.pictures.plots import set_scale
 from handgrad.reproduction.rows import Experiment
 from handgrad.reproduction.runs import Result
 
@@ -23,8 +24,10 @@ def draw_curves(
 
     Training values are means over an interval and stand at its middle.
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.9), layout="constrained")
+    handles: dict[str, Any] = {}
     for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
+        shown = [np.empty(0)]
         for split, colour in SPLIT_COLOURS.items():
             curves = [curve(result.rows, split, quantity) for result in results.values()]
             curves = [points for points in curves if len(points[0])]
@@ -36,16 +39,19 @@ def draw_curves(
                 mark = "o" if len(mean[0]) < 3 else None
                 lines = axes.plot(*mean, color=colour, linewidth=2, marker=mark)
             if lines:
-                lines[0].set_label(split)
+                handles[split] = lines[0]
+            shown += [y for _, y in curves]
         axes.set_xlabel("step")
-        axes.set_ylabel("cross-entropy loss (nats)" if quantity == "loss" else "accuracy")
+        axes.locator_params("x", nbins=6)
         if quantity == "accuracy" and experiment.reported is not None:
-            axes.axhline(
-                experiment.reported, color="black", linestyle=":", linewidth=1.2, label="reported"
+            reported = axes.axhline(
+                experiment.reported, color="black", linestyle=":", linewidth=1.2
             )
+            handles["reported accuracy"] = reported
+            shown.append(np.array([experiment.reported]))
+        set_scale(axes, quantity, np.concatenate(shown))
         axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend(fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
     seeds = ", ".join(map(str, sorted(results)))
     how = f"seeds {seeds} and their mean" if len(results) > 1 else f"seed {seeds}"
     shortened = ", shortened" if quick else ""

@@ -15,6 +15,7 @@ from typing import Any
 from handgrad.console import Parser
 from handgrad.data.sources import cifar10, mnist
 from handgrad.errors import UserError
+from handgrad.files import user_path
 from handgrad.runs.declare import nearest, option_of, unpack_type
 from handgrad.runs.settings import Preset, SettingsT, TrainSettings
 
@@ -26,7 +27,7 @@ _ALIASES = {
     "--use-batch-norm": "--batch-norm",
 }
 _GROUPS = ("data", "network", "optimisation", "evaluation", "output")
-_METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}
+_METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}  # of settings that are paths
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {
     *("epochs", "max_steps", "data_dir", "threads", "target_accuracy"),
@@ -91,7 +92,7 @@ def parse_command_line(
         check_resumable(explicit.keys() | ({"preset"} if preset is not None else set()))
     return Command(
         settings=settings,
-        resume=None if resume is None else Path(resume),
+        resume=resume,
         overrides=explicit,
         text=shlex.join([prog, *argv]),
         invocation=_invocation(prog),
@@ -113,6 +114,10 @@ def compose(
         raise UserError(f"--preset {preset!r} is unknown{nearest(preset, list(presets))}")
     if {"epochs", "max_steps"} <= explicit.keys():
         raise UserError("--epochs and --max-steps exclude each other; give one of them")
+    explicit = {
+        name: str(user_path(value)) if name in _METAVARS and value is not None else value
+        for name, value in explicit.items()
+    }
     values = dict(explicit)
     if preset is not None:
         options = presets[preset].options.split()
@@ -180,6 +185,7 @@ def _make_parser(
     if "resume" not in not_offered:
         parser.add_argument(
             "--resume",
+            type=Path,
             metavar="DIR",
             help="go on with the run in this folder; --epochs or --max-steps extend it",
         )

@@ -108,7 +108,7 @@ def _check_number(option: str, number: float, declared: Mapping[str, Any]) -> No
     bounds = [f"above {above:g}"] if above is not None else []
     bounds += [f"at least {least:g}"] if least is not None else []
     bounds += [f"below {below:g}"] if below is not None else []
-    bounds += [f"at most {most:g}"] if most is not None else []
+    bounds += [f"at most {text_of(most)}"] if most is not None else []
     if (
         (isinstance(number, float) and not math.isfinite(number))
         or (above is not None and not number > above)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from handgrad.errors import DataError, StorageError, UserError
-from handgrad.files import temporary_path
+from handgrad.files import temporary_path, user_path
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.checkpoint import Checkpoint
 
@@ -29,7 +29,7 @@ def data_folder(settings: TrainSettings) -> Path | None:
     """
     if settings.data_dir is None:
         return None
-    folder = Path(settings.data_dir).expanduser().absolute()
+    folder = user_path(settings.data_dir).absolute()
     if not folder.is_dir():
         state = "is a file; a folder is expected" if folder.exists() else "does not exist"
         hint = "" if folder.exists() else "; make it first if the data are to go there"

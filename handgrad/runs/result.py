@@ -24,7 +24,7 @@ from handgrad.runs.declare import text_of
 from handgrad.runs.folder import MODEL, REPORT, SUMMARY, read_config, to_json
 from handgrad.runs.settings import LOOKING, TrainSettings, changed_settings, options_for
 from handgrad.training.checkpoint import save_arrays
-from handgrad.training.evaluation import Evaluation
+from handgrad.training.evaluation import Evaluation, Mistakes
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import Row, confusion_matrix_to_metrics, count_confusions
 
@@ -41,6 +41,7 @@ class Result:
         loop: at its end, with the best weights there are.
         rows: of ``metrics.csv``.
         test: what the network makes of the test images.
+        mistakes: where it is wrong about them.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Result:
     loop: Loop
     rows: list[Row]
     test: Evaluation
+    mistakes: Mistakes
 
     def __post_init__(self) -> None:
         labels = self.dataset.test.labels
@@ -109,14 +111,11 @@ class Result:
             "preprocessing": json.dumps({"mean": mean, "scale": scale}),
         }
 
-    def report(
-        self, summary: Mapping[str, Any], probabilities: NDArray[np.float32], invocation: str
-    ) -> None:
+    def report(self, summary: Mapping[str, Any], invocation: str) -> None:
         """Write ``report.html``.
 
         Args:
             summary: from :meth:`write`.
-            probabilities: of the classes of each test image, (N, C).
             invocation: how the program was called.
         """
         from handgrad.pictures import page
@@ -133,7 +132,7 @@ class Result:
             dataset=self.dataset,
             confusions=self.confusions,
             predicted=self.test.predicted,
-            probabilities=probabilities,
+            mistakes=self.mistakes,
             first_layer=self.loop.learner.first_layer(),
             invocation=invocation,
         )
@@ -166,7 +165,7 @@ def draw_pictures(result: Result) -> None:
         ),
         "confusion_matrix.png": lambda p: plots.plot_confusion_matrix(p, result.confusions, names),
         "predictions.png": lambda p: plots.plot_predictions(
-            p, test.images, test.labels, predicted, names
+            p, test, predicted, result.mistakes, names
         ),
         "first_layer.png": lambda p: plots.plot_first_layer(p, weight, dataset.image_shape),
     }

@@ -14,7 +14,7 @@ from typing import Any, Generic
 
 from threadpoolctl import threadpool_limits
 
-from handgrad.data import BatchLoader, load_dataset
+from handgrad.data import BatchLoader, Split, load_dataset
 from handgrad.data.loader import share
 from handgrad.data.preprocess import fit_preprocessing
 from handgrad.environment import describe_environment
@@ -39,7 +39,7 @@ from handgrad.runs.folder import (
 from handgrad.runs.result import Result, count_parameters, measured_before
 from handgrad.runs.settings import SettingsT, override, settings_from_dict
 from handgrad.training.checkpoint import Checkpoint
-from handgrad.training.evaluation import evaluate, probabilities
+from handgrad.training.evaluation import evaluate, probabilities, surest_mistakes
 from handgrad.training.learner import Loader
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import MetricsFile
@@ -205,7 +205,7 @@ class Run(Generic[SettingsT]):
             learner=learner,
             train_loader=self.backend.adapt(settings, train_loader),
             eval_loaders={
-                name: self._eval_loader(name)
+                name: self._eval_loader(self.dataset.split(name))
                 for name in settings.eval_splits
                 if len(self.dataset.split(name))
             },
@@ -216,7 +216,7 @@ class Run(Generic[SettingsT]):
             checkpoint_every=settings.checkpoint_every,
             team=self.team,
         )
-        self.test_loader = self._eval_loader("test")
+        self.test_loader = self._eval_loader(self.dataset.test)
 
     def _load(self) -> None:
         settings, is_first = self.settings, not self.team.rank
@@ -238,9 +238,8 @@ class Run(Generic[SettingsT]):
         if is_first:
             self.team.wait()
 
-    def _eval_loader(self, name: str) -> Loader:
+    def _eval_loader(self, split: Split) -> Loader:
         """Return this process's share of a split to be evaluated."""
-        split = self.dataset.split(name)
         part = split.part(share(len(split), self.team.rank, self.team.size))
         return self.backend.adapt(self.settings, BatchLoader(part, _EVAL_BATCH, self.preprocessing))
 
@@ -312,10 +311,9 @@ class Run(Generic[SettingsT]):
             learner.load_weights(loop.best_weights)
         with memory_for("the evaluation on the test images"):
             test = evaluate(learner, self.test_loader, team)
-            certainties = None
-            if self.settings.report:
-                n_classes = self.dataset.n_classes
-                certainties = probabilities(learner, self.test_loader, n_classes, team)
+            labels, n_classes = self.dataset.test.labels, self.dataset.n_classes
+            wrong = self._eval_loader(self.dataset.test.part(test.predicted != labels))
+            certainties = probabilities(learner, wrong, n_classes, team)
         if team.rank:
             team.wait()  # until process 0 has written: it is the one to fail
             return None
@@ -328,13 +326,14 @@ class Run(Generic[SettingsT]):
                 loop,
                 self.metrics.rows,
                 test,
+                surest_mistakes(certainties, test.predicted, labels),
             )
             trained = begun != loop.progress.step
             summary = result.write({} if trained else measured_before(self.folder, begun))
             self._tell(summary)
             result.draw()
-            if certainties is not None:
-                result.report(summary, certainties, self.command.invocation)
+            if self.settings.report:
+                result.report(summary, self.command.invocation)
                 print(f"report: {self.folder / REPORT}")
         team.wait()
         return summary

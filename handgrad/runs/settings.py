@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
 from handgrad.data.augment import AUGMENTATIONS
-from handgrad.data.dataset import DATASETS
+from handgrad.data.dataset import DATASETS, VALIDATION_IMAGES
 from handgrad.data.preprocess import PREPROCESSING
 from handgrad.errors import UserError
 from handgrad.runs.declare import check_bounds, check_types, option_of, setting, text_of
+from handgrad.seeding import LARGEST_SEED
 
 SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 
@@ -77,7 +78,7 @@ class TrainSettings:
     validation_images: str = setting(
         "random",
         "which training images are held out",
-        choices=("random", "last"),
+        choices=VALIDATION_IMAGES,
     )
     preprocess: str = setting(
         "standardize",
@@ -145,6 +146,7 @@ class TrainSettings:
         0,
         "seed of the validation split, the weights, the batches and the dropout masks",
         least=0,
+        most=LARGEST_SEED,
     )
     threads: int | None = setting(
         None,

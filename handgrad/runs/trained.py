@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from handgrad.data.images import as_pixels
 from handgrad.data.preprocess import Preprocessing
-from handgrad.errors import UserError
 from handgrad.runs.backend import Backend
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.metrics import Row
@@ -49,31 +49,26 @@ class TrainedRun:
         kind = type(self.model).__name__
         return f"TrainedRun({str(self.folder)!r}: {kind}, test accuracy {accuracy:.4f})"
 
-    def predict_proba(self, images: ArrayLike) -> NDArray[np.floating[Any]]:
+    def predict_proba(self, images: Any) -> NDArray[np.floating[Any]]:
         """Return the probabilities of the classes, (N, number of classes).
 
         Args:
-            images: (N, C, H, W) or a single one, (C, H, W); uint8, from 0 to 255.
+            images: one or many, in either layout, as an array, a tensor, a list, or as pictures or
+                their paths; pixels of 0 to 255, or of 0 to 1 as floating-point numbers:
+                :func:`handgrad.data.images.as_pixels` has it in full.
 
         Raises:
-            UserError: they are of another shape or type.
+            UserError: their shape, scale or colours are not those of the training, or could be
+                read in two ways.
         """
-        batch = np.asarray(images)
-        if batch.shape == self.image_shape:
-            batch = batch[None]
-        if batch.shape[1:] != self.image_shape or batch.dtype != np.uint8:
-            shape = ", ".join(map(str, self.image_shape))
-            raise UserError(
-                f"images of shape {np.shape(images)} and type {batch.dtype}; this network was "
-                f"trained on uint8 images, 0 to 255, of shape (N, {shape})"
-            )
+        batch = as_pixels(images, self.image_shape)
         parts = [
             self.backend.probabilities(self.model, self.preprocessing(batch[i : i + _BATCH]))
             for i in range(0, max(1, len(batch)), _BATCH)
         ]
         return np.concatenate(parts)
 
-    def predict(self, images: ArrayLike) -> NDArray[np.int64]:
+    def predict(self, images: Any) -> NDArray[np.int64]:
         """Return the most probable class of each image, (N,): an index into ``class_names``.
 
         Args:

@@ -26,6 +26,20 @@ class Evaluation(NamedTuple):
     predicted: NDArray[Any]
 
 
+class Mistakes(NamedTuple):
+    """The images that are classified wrongly, the surest mistake first; of equals the first image.
+
+    Attributes:
+        images: their indices, (M,).
+        predicted: probabilities of the predicted classes, (M,).
+        true: probabilities of the true classes, (M,).
+    """
+
+    images: NDArray[np.int64]
+    predicted: NDArray[np.float32]
+    true: NDArray[np.float32]
+
+
 def evaluate(
     learner: Learner,
     loader: Loader,
@@ -68,3 +82,22 @@ def probabilities(
         rows.append(np.asarray(learner.probabilities(images), dtype=np.float32))
     together: NDArray[np.float32] = (team or Alone()).gather(np.concatenate(rows))
     return together
+
+
+def surest_mistakes(
+    probabilities: NDArray[np.float32], predicted: NDArray[Any], labels: NDArray[Any]
+) -> Mistakes:
+    """Sort the wrong predictions.
+
+    Args:
+        probabilities: of the classes, (M, K), for the images classified wrongly.
+        predicted: classes of all images, (N,).
+        labels: true classes, (N,).
+    """
+    wrong = np.flatnonzero(predicted != labels)
+    rows = np.arange(len(wrong))
+    order = np.argsort(-probabilities[rows, predicted[wrong]], kind="stable")
+    wrong, probabilities = wrong[order], probabilities[order]
+    return Mistakes(
+        wrong, probabilities[rows, predicted[wrong]], probabilities[rows, labels[wrong]]
+    )

@@ -145,8 +145,13 @@ def confusion_matrix(predictions: ArrayLike, targets: ArrayLike) -> NDArray[np.i
     Args:
         predictions: scores or probabilities (N, C).
         targets: labels (N,).
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is out of range.
     """
-    predictions, targets = np.asarray(predictions), np.asarray(targets)
+    predictions = np.asarray(predictions)
+    if predictions.ndim != 2 or not predictions.shape[1]:
+        raise ValueError(f"predictions must be scores of shape (N, C), got {predictions.shape}")
     return count_confusions(predictions.argmax(axis=1), targets, predictions.shape[1])
 
 
@@ -174,9 +179,7 @@ def count_confusions(predicted: ArrayLike, targets: ArrayLike, n_classes: int) -
     return flat.reshape(n_classes, n_classes).astype(np.int64)
 
 
-def confusion_matrix_to_metrics(
-    confusion_matrix: NDArray[Any], beta: float = 1.0
-) -> dict[str, Any]:
+def confusion_matrix_to_metrics(confusion_matrix: ArrayLike, beta: float = 1.0) -> dict[str, Any]:
     """Return accuracy and, per class, precision, recall and F-beta.
 
     For class c: precision = M[c,c] / Σ_t M[t,c]; recall = M[c,c] / Σ_p M[c,p];
@@ -189,12 +192,18 @@ def confusion_matrix_to_metrics(
 
     Returns:
         ``accuracy``, a number, and ``precision``, ``recall``, ``f1_beta``, arrays (C,).
+
+    Raises:
+        ValueError: it is not square.
     """
-    hits = np.diag(confusion_matrix).astype(np.float64)
-    precision = _ratio(hits, confusion_matrix.sum(axis=0))
-    recall = _ratio(hits, confusion_matrix.sum(axis=1))
+    counts = np.asarray(confusion_matrix)
+    if counts.ndim != 2 or len(counts) != counts.shape[1]:
+        raise ValueError(f"a confusion matrix is of shape (C, C), got {counts.shape}")
+    hits = np.diag(counts).astype(np.float64)
+    precision = _ratio(hits, counts.sum(axis=0))
+    recall = _ratio(hits, counts.sum(axis=1))
     f_beta = _ratio((1 + beta**2) * precision * recall, beta**2 * precision + recall)
-    accuracy = float(hits.sum() / max(1, confusion_matrix.sum()))
+    accuracy = float(hits.sum() / max(1, counts.sum()))
     return {"accuracy": accuracy, "precision": precision, "recall": recall, "f1_beta": f_beta}
 
 

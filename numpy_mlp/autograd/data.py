@@ -60,7 +60,7 @@ def load_mnist(
         FileNotFoundError: a file is not there.
         ValueError: a file is not an IDX file of bytes, or is truncated.
     """
-    folder = Path(data_dir or os.environ.get("HANDGRAD_DATA_DIR") or ".")
+    folder = Path(data_dir or os.environ.get("HANDGRAD_DATA_DIR") or ".").expanduser()
     names = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     xtrain, ytrain, xtest, ytest = (_read(folder, f"{name}-ubyte") for name in names)
     if flatten:

@@ -33,7 +33,7 @@ def draw(node: TensorNode, path: str | Path | None = None) -> str:
     text = _dot(labels, edges)
     if path is None:
         return text
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix == ".dot":
         path.write_text(text, encoding="utf-8")
     elif path.suffix in (".png", ".svg", ".pdf"):

@@ -23,6 +23,7 @@ from numpy_mlp.modules import (
     Module,
     SoftMaxModule,
 )
+from numpy_mlp.network import Network
 from numpy_mlp.optim import Optimizer
 
 Array = NDArray[Any]
@@ -46,7 +47,9 @@ class GraphLearner(NumpyLearner):
     Shapes: images (N, ...), as the network takes them; labels (N,), integers.
     """
 
-    def __init__(self, model: MLP, optimizer: Optimizer, *, detect_anomaly: bool = False) -> None:
+    def __init__(
+        self, model: Network, optimizer: Optimizer, *, detect_anomaly: bool = False
+    ) -> None:
         super().__init__(model, optimizer, detect_anomaly=detect_anomaly)
         # The nodes hold the very arrays that the optimizer updates in place.
         self.nodes = {name: TensorNode(array, name=name) for name, array in model.params.items()}
@@ -79,12 +82,13 @@ class GraphLearner(NumpyLearner):
 
     def _logits(self, images: Array) -> TensorNode:
         x = TensorNode(images, name="images", requires_grad=False)
-        x = self.apply(self.model.flatten, "flatten", x)
-        for i, layer in enumerate(self.model.layers):
+        if isinstance(self.model, MLP):
+            x = self.apply(self.model.flatten, "flatten", x)
+        for name, layer in zip(self.model.names, self.model.layers, strict=True):
             if not isinstance(layer, SoftMaxModule):  # part of the loss
-                x = self.apply(layer, f"layers.{i}", x)
+                x = self.apply(layer, name, x)
                 if self.detect_anomaly and self.model.training:
-                    check_finite(x.value, f"the output of {name_of(i, layer)}")
+                    check_finite(x.value, f"the output of {name_of(name, layer)}")
         return x
 
     def apply(self, layer: Module, name: str, x: TensorNode) -> TensorNode:

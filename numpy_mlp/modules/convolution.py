@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from numpy_mlp.modules.linear import initial_weight
 from numpy_mlp.modules.module import Array, Module, check_dtype
 from numpy_mlp.modules.window import (
+    Pair,
     Window,
     channels_first,
     channels_last,
@@ -26,6 +27,7 @@ Scratch = Callable[[str, tuple[int, ...]], Array]
 """Returns an array to work in, by its name and shape, its contents undefined."""
 
 _CHUNK_BYTES = 2 << 20  # of patches: about what stays in a core's cache
+_WORTH_A_TRANSFORM = 2000  # multiplications that take as long as the transform of one weight
 
 
 class Algorithm(Protocol):
@@ -39,11 +41,11 @@ class Algorithm(Protocol):
         ...
 
     def matrix(self, weight: Array) -> Array:
-        """Return ``weight`` (O, C/groups, kH, kW) in the form that is multiplied by."""
+        """Return ``weight`` (kH, kW, C/groups, O) in the form that is multiplied by."""
         ...
 
-    def weight(self, dmatrix: Array) -> Array:
-        """Return ∂L/∂weight from ∂L/∂matrix: the transpose of :meth:`matrix`."""
+    def weight(self, dmatrix: Array, dweight: Array) -> None:
+        """Write ∂L/∂weight, given ∂L/∂matrix: the transpose of :meth:`matrix`."""
         ...
 
     def forward(self, x: Array, matrix: Array, y: Array, scratch: Scratch) -> None:
@@ -92,18 +94,13 @@ class Im2col:
         return max(1, _CHUNK_BYTES // (places * math.prod(self.window.kernel_size) * pixel_bytes))
 
     def matrix(self, weight: Array) -> Array:
-        """Return ``weight`` as (groups, kH·kW·C/groups, O/groups)."""
-        out_channels, depth, *kernel = weight.shape
-        parts = weight.reshape(self.groups, -1, depth, *kernel)  # (G, O/G, C/G, kH, kW)
-        return parts.transpose(0, 3, 4, 2, 1).reshape(self.groups, -1, out_channels // self.groups)
+        """Return ``weight`` as (groups, kH·kW·C/groups, O/groups), a view."""
+        n_out = weight.shape[3] // self.groups
+        return weight.reshape(-1, self.groups, n_out).transpose(1, 0, 2)
 
-    def weight(self, dmatrix: Array) -> Array:
-        """Return the entries of a matrix as (O, C/groups, kH, kW)."""
-        groups, size, n_out = dmatrix.shape
-        kernel = self.window.kernel_size
-        parts = dmatrix.reshape(groups, *kernel, size // math.prod(kernel), n_out)
-        # A copy, always: the matrix is in memory that the next layer writes to.
-        return parts.transpose(0, 4, 3, 1, 2).copy().reshape(groups * n_out, -1, *kernel)
+    def weight(self, dmatrix: Array, dweight: Array) -> None:
+        """Write ∂L/∂matrix in the order of the weight."""
+        self.matrix(dweight)[...] = dmatrix
 
     def _patches(self, shape: tuple[int, ...], scratch: Scratch) -> tuple[Array, Array]:
         """Return memory for patches, as matrices (G, n·OH·OW, K) and as (kH, kW, n, OH, OW, C)."""
@@ -157,6 +154,11 @@ class Im2col:
             padded = self._padded(x.shape, scratch)
             col2im(self.window, by_offset, self._by_group(padded))
             dx[...] = self.window.inside(padded, *x.shape[1:3])
+
+
+def _add(sums: dict[str, Array], more: dict[str, Array]) -> None:
+    for name, part in more.items():
+        sums[name] += part
 
 
 ALGORITHMS = ("auto", "im2col", "winograd")
@@ -229,11 +231,15 @@ class Conv2dModule(Module, takes_workspace=True):
         )
         self.in_channels, self.out_channels = int(in_channels), int(out_channels)
         self.groups = int(groups)
-        self.algorithm = _choose(
-            algorithm, self.window, self.groups, min(in_channels, out_channels)
-        )
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+        if algorithm == "winograd" and not (Winograd.fits(self.window) and groups == 1):
+            raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
+        self.algorithm = algorithm
         shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
-        self.params = {"weight": initial_weight(shape, gain, weight_std, rng, dtype)}
+        weight = initial_weight(shape, gain, weight_std, rng, dtype)
+        # In the order of the matrix, (kH, kW, C/groups, O), and seen as (O, C/groups, kH, kW).
+        self.params = {"weight": _seen_as_filters(np.ascontiguousarray(_as_rows(weight)))}
         if bias:
             self.params["bias"] = np.zeros(self.out_channels, dtype=dtype)
         self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}
@@ -245,19 +251,18 @@ class Conv2dModule(Module, takes_workspace=True):
         )
         weight = self.params["weight"]
         rows = channels_last(x, np.result_type(x, weight))
-        self._remember(rows)
         places = self.window.output_size(*rows.shape[1:3])
         y = self._new("y", (len(x), *places, self.out_channels), rows.dtype)
-        matrix = self.algorithm.matrix(weight)
+        algorithm = self._algorithm(len(rows), places)
+        matrix = algorithm.matrix(_as_rows(weight))
+        self._remember(rows, algorithm, matrix)
 
         def work(chunk: slice, lane: int) -> None:
-            self.algorithm.forward(
-                rows[chunk], matrix, y[chunk], self._scratch_of(lane, rows.dtype)
-            )
+            algorithm.forward(rows[chunk], matrix, y[chunk], self._scratch_of(lane, rows.dtype))
             if "bias" in self.params:
                 y[chunk] += self.params["bias"]
 
-        for_chunks(len(x), self._images_at_once(rows), work)
+        for_chunks(len(x), self._images_at_once(algorithm, rows), work)
         return channels_first(y)
 
     def backward(self, dout: Array) -> Array:
@@ -267,48 +272,67 @@ class Conv2dModule(Module, takes_workspace=True):
 
             ∂L/∂bias[o] = Σ_{n,r,s} δ[n,o,r,s]
         """
-        (rows,) = self._recall()
+        rows, algorithm, matrix = self._recall()
         dx = self._new("dx", rows.shape, rows.dtype)
-        self._backward(dout, rows, dx)
+        self._backward(dout, rows, algorithm, matrix, dx)
         return channels_first(dx)
 
     def backward_parameters(self, dout: Array) -> None:
         """Store ∂L/∂weight and ∂L/∂bias; enough for the first layer of a network."""
-        (rows,) = self._recall()
-        self._backward(dout, rows, None)
+        rows, algorithm, matrix = self._recall()
+        self._backward(dout, rows, algorithm, matrix, None)
 
-    def _backward(self, dout: Array, rows: Array, dx: Array | None) -> None:
+    def _backward(
+        self, dout: Array, rows: Array, algorithm: Algorithm, matrix: Array, dx: Array | None
+    ) -> None:
         places = self.window.output_size(*rows.shape[1:3])
         self._check_dout(dout, (len(rows), self.out_channels, *places))
         upstream = channels_last(dout, np.result_type(dout, rows))
-        matrix = self.algorithm.matrix(self.params["weight"])
-        sums: dict[int, tuple[Array, Array]] = {}  # of each lane: ∂L/∂matrix and ∂L/∂bias
+        trained = self.params.keys() - self.frozen
+        sums: dict[int, dict[str, Array]] = {}  # of each lane
 
         def work(chunk: slice, lane: int) -> None:
-            scratch = self._scratch_of(lane, rows.dtype)
-            δ = upstream[chunk]
-            part = scratch("dmatrix" if lane in sums else "sum of dmatrix", matrix.shape)
-            self.algorithm.backward(
-                rows[chunk], matrix, δ, part, None if dx is None else dx[chunk], scratch
-            )
-            dbias = np.ones(math.prod(δ.shape[:3]), δ.dtype) @ δ.reshape(-1, self.out_channels)
+            scratch, δ = self._scratch_of(lane, rows.dtype), upstream[chunk]
+            part = {}
+            if "weight" in trained:
+                name = "dmatrix" if lane in sums else "sum of dmatrix"
+                part["weight"] = scratch(name, matrix.shape)
+            if "bias" in trained:
+                ones = np.ones(math.prod(δ.shape[:3]), δ.dtype)
+                part["bias"] = ones @ δ.reshape(-1, self.out_channels)
+            dx_part = None if dx is None else dx[chunk]
+            algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
             if lane in sums:
-                for total, more in zip(sums[lane], (part, dbias), strict=True):
-                    total += more
+                _add(sums[lane], part)
             else:
-                sums[lane] = part, dbias
+                sums[lane] = part
 
-        lanes = for_chunks(len(rows), self._images_at_once(rows), work)
-        for lane in range(1, lanes):
-            for total, more in zip(sums[0], sums[lane], strict=True):
-                total += more
-        self.grads["weight"] = self.algorithm.weight(sums[0][0])
-        if "bias" in self.params:
-            self.grads["bias"] = sums[0][1]
+        for lane in range(1, for_chunks(len(rows), self._images_at_once(algorithm, rows), work)):
+            _add(sums[0], sums[lane])
+        if "weight" in trained:
+            dweight = self._new("dweight", _as_rows(self.params["weight"]).shape, rows.dtype)
+            algorithm.weight(sums[0]["weight"], dweight)
+            self.grads["weight"] = _seen_as_filters(dweight)
+        if "bias" in trained:
+            self.grads["bias"] = sums[0]["bias"]
 
-    def _images_at_once(self, rows: Array) -> int:
+    def _algorithm(self, n_images: int, places: Pair) -> Algorithm:
+        """Return what computes the convolution of so many images at so many places."""
+        im2col = Im2col(self.window, self.groups)
+        if self.algorithm == "im2col" or not Winograd.fits(self.window) or self.groups > 1:
+            return im2col
+        winograd = Winograd(self.window)
+        if self.algorithm == "winograd":
+            return winograd
+        # Multiplications for each pair of channels, against the transforms: of the weights, which
+        # many images share, and of the images, which many channels share.
+        saved = 9 * n_images * math.prod(places) - 36 * n_images * math.prod(winograd.tiles(places))
+        channels = min(self.in_channels, self.out_channels)
+        return winograd if saved > _WORTH_A_TRANSFORM and channels >= 16 else im2col
+
+    def _images_at_once(self, algorithm: Algorithm, rows: Array) -> int:
         height, width = rows.shape[1:3]
-        return self.algorithm.images_at_once(height, width, rows.itemsize * self.in_channels)
+        return algorithm.images_at_once(height, width, rows.itemsize * self.in_channels)
 
     def _scratch_of(self, lane: int, dtype: DTypeLike) -> Scratch:
         """Return what gives this lane arrays to work in."""
@@ -323,14 +347,11 @@ class Conv2dModule(Module, takes_workspace=True):
         )
 
 
-def _choose(algorithm: str, window: Window, groups: int, channels: int) -> Algorithm:
-    """Return what computes a convolution."""
-    fits = Winograd.fits(window) and groups == 1
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    if algorithm == "winograd" and not fits:
-        raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
-    # With few channels the transforms cost more than the multiplications that they save.
-    if algorithm == "winograd" or (algorithm == "auto" and fits and channels >= 16):
-        return Winograd(window)
-    return Im2col(window, groups)
+def _as_rows(weight: Array) -> Array:
+    """Return (O, C, kH, kW) as (kH, kW, C, O), a view."""
+    return weight.transpose(2, 3, 1, 0)
+
+
+def _seen_as_filters(rows: Array) -> Array:
+    """Return (kH, kW, C, O) as (O, C, kH, kW), a view."""
+    return rows.transpose(3, 2, 0, 1)

@@ -49,6 +49,7 @@ class LinearModule(Module, takes_workspace=True):
         out_features: size of each output row.
         input_layer: whether this layer sees the data themselves rather than the output of an
             activation; its initial weights then have gain 1.
+        bias: add b.
         dtype: ``float32`` or ``float64``.
         rng: source of the initial weights; a fresh, unseeded one by default.
         gain: gain of the activation before this layer (√2 for ReLU, which zeroes half of its
@@ -81,6 +82,7 @@ class LinearModule(Module, takes_workspace=True):
         out_features: int,
         input_layer: bool = False,
         *,
+        bias: bool = True,
         dtype: DTypeLike = np.float64,
         rng: np.random.Generator | None = None,
         gain: float = math.sqrt(2.0),
@@ -94,10 +96,9 @@ class LinearModule(Module, takes_workspace=True):
         self.in_features, self.out_features = int(in_features), int(out_features)
         shape = (self.out_features, self.in_features)
         gain = 1.0 if input_layer else gain
-        self.params = {
-            "weight": initial_weight(shape, gain, weight_std, rng, dtype),
-            "bias": np.zeros(self.out_features, dtype=dtype),
-        }
+        self.params = {"weight": initial_weight(shape, gain, weight_std, rng, dtype)}
+        if bias:
+            self.params["bias"] = np.zeros(self.out_features, dtype=dtype)
         self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}
 
     def forward(self, x: Array) -> Array:
@@ -108,7 +109,8 @@ class LinearModule(Module, takes_workspace=True):
         # Only x is kept: ∂L/∂W reads it. Its gradient ∂L/∂x reads W, which is there anyway.
         self._remember(x)
         y = self._matmul("y", x, self.params["weight"].T)  # (N, in) @ (in, out) -> (N, out)
-        y += self.params["bias"]
+        if "bias" in self.params:
+            y += self.params["bias"]
         return y
 
     def backward(self, dout: Array) -> Array:
@@ -141,7 +143,8 @@ class LinearModule(Module, takes_workspace=True):
         (x,) = self._recall()
         self._check_dout(dout, (x.shape[0], self.out_features))
         self.grads["weight"] = self._matmul("dweight", dout.T, x)  # (out, N) @ (N, in)
-        self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout  # a sum, as a product: (out,)
+        if "bias" in self.params:  # a sum, as a product: (out,)
+            self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout
 
     def __repr__(self) -> str:
         return f"LinearModule(in_features={self.in_features}, out_features={self.out_features})"

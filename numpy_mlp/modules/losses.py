@@ -75,9 +75,22 @@ class SoftMaxCrossEntropyModule:
     Exact for logits of any size, where softmax followed by a logarithm is not: log softmax is
     computed as a difference and never as the logarithm of something that was rounded to 0.
 
+    Args:
+        label_smoothing: share ε of each label that all C classes get alike: the target is q =
+            (1 - ε) onehot(y) + ε/C (Szegedy et al., *Rethinking the Inception Architecture*, CVPR
+            2016), and ``L = (1/N) Σ_n (log Σ_k exp x[n,k] - Σ_k q[n,k] x[n,k])``.
+
     Shapes: ``x`` (N, C), logits; ``y`` (N,) integer labels or (N, C) one-hot rows; the loss is a
     scalar, ``dx`` is (N, C).
+
+    Raises:
+        ValueError: ``label_smoothing`` is not in [0, 1).
     """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        self.label_smoothing = label_smoothing
 
     def forward(self, x: Array, y: Array) -> float:
         """Return the mean loss over the batch."""
@@ -94,6 +107,8 @@ class SoftMaxCrossEntropyModule:
 
             ∂L/∂x[n,c] = (p[n,c] - [c = y[n]]) / N             ⇒   dx = (p - onehot(y)) / N
 
+        With smoothed labels q stands in the place of onehot(y).
+
         It holds where the loss is cross-entropy, of exactly this softmax's output, averaged over
         the batch; any other pair needs SoftMaxModule.backward.
         """
@@ -101,11 +116,16 @@ class SoftMaxCrossEntropyModule:
         n, n_classes = x.shape
         rows, target = np.arange(n), class_indices(y, n, n_classes)
         dx: Array = x - x.max(axis=1, keepdims=True)  # (N, C), at most 0: exp cannot overflow
+        ε = self.label_smoothing
         of_target = dx[rows, target]  # (N,)
+        if ε:
+            of_target = (1 - ε) * of_target + ε * dx.mean(axis=1)
         np.exp(dx, out=dx)
         total = dx.sum(axis=1)  # (N,)
         loss = float((np.log(total) - of_target).mean())
         dx /= total[:, None]  # the probabilities p
-        dx[rows, target] -= 1
+        dx[rows, target] -= 1 - ε
+        if ε:
+            dx -= ε / n_classes
         dx /= n
         return loss, dx

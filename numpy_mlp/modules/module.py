@@ -38,9 +38,11 @@ class Module:
         takes_workspace: whether the class may be lent one: it keeps what its ``backward`` reads by
             :meth:`_remember` alone. A class declares it for itself, ``class ReLUModule(Module,
             takes_workspace=True)``, and no subclass inherits it, which may keep other things.
+        frozen: names of parameters that training leaves as they are.
     """
 
     takes_workspace: ClassVar[bool] = False
+    frozen: frozenset[str] = frozenset()
     workspace: Workspace | None = None
     params: dict[str, Array]
     grads: dict[str, Array]
@@ -174,3 +176,8 @@ def check_dtype(dtype: DTypeLike) -> None:
 def is_parametric(module: Module) -> bool:
     """Say whether ``module`` has parameters (activations have no ``params`` at all)."""
     return hasattr(module, "params")
+
+
+def is_trained(module: Module) -> bool:
+    """Say whether ``module`` has a parameter that training changes."""
+    return is_parametric(module) and not module.params.keys() <= module.frozen

@@ -67,19 +67,6 @@ def test_what_a_run_holds(run: TrainedRun) -> None:
     assert repr(run).endswith(f"run': MLP, test accuracy {run.summary['test_accuracy']:.4f})")
 
 
-@pytest.mark.parametrize(
-    "images",
-    [
-        np.zeros((2, 1, 8, 9), np.uint8),
-        np.zeros((8, 8), np.uint8),
-        np.zeros((2, 1, 8, 8), np.float32),
-    ],
-)
-def test_other_images_are_refused(run: TrainedRun, images: Any) -> None:
-    with pytest.raises(UserError, match=r"trained on uint8 images, 0 to 255, of shape \(N, 1, 8"):
-        run.predict(images)
-
-
 def test_a_run_is_found_by_its_folder(tmp_path: Path, run: TrainedRun) -> None:
     loaded = handgrad.load_run(str(run.folder))
     images = handgrad.load_dataset("digits").test.images[:9]
@@ -131,7 +118,7 @@ class Recorder(handgrad.Observer):
 
 def test_observers_hear_everything(tmp_path: Path) -> None:
     recorder = Recorder()
-    handgrad.train("mlp-numpy", out=tmp_path / "run", observers=[recorder], **SHORT)
+    handgrad.train("mlp-numpy", out=tmp_path / "run", observers=recorder, **SHORT)
     both = ["train", "validation"]
     assert recorder.heard == [
         ("begin", 0), ["validation"], 32, 32, 32, both, 32, 32, 32, both, ("end", None),
@@ -193,6 +180,9 @@ def test_a_signal_raises_and_the_run_goes_on(tmp_path: Path, run: TrainedRun) ->
         ("mlp-numpy", {"dataset": "mnits"}, "dataset 'mnits' is unknown; did you mean mnist?"),
         ("mlp-numpy", {"resume": "x", "lr": 0.1}, "lr cannot be changed when a run is resumed"),
         ("mlp-numpy", {"resume": "nowhere"}, "nowhere: no run there"),
+        ("mlp-numpy", {"observers": [Recorder]}, "expected objects made from handgrad.Observer"),
+        ("mlp-numpy", {"resume": 5}, "5 is not a path; give a text or a Path"),
+        ("mlp-numpy", {"out": "~no-such-user/x"}, "there is no home folder for ~no-such-user"),
     ],
 )
 def test_mistakes_are_named_as_they_are_written(
@@ -204,11 +194,20 @@ def test_mistakes_are_named_as_they_are_written(
 
 
 def test_numbers_of_numpy_and_lists_are_taken(tmp_path: Path) -> None:
-    options = {**SHORT, "hidden_dims": np.array([4, 3]), "lr": np.float32(0.5), "augment": "crop"}
+    import torch
+
+    options = {
+        **SHORT,
+        "hidden_dims": np.array([4, 3]),
+        "data_dir": tmp_path,
+        "dataset": "digits",
+        "lr": np.float32(0.5),
+        "augment": "crop",
+    }
     run = handgrad.train("mlp-numpy", out=tmp_path / "run", seed=np.int64(3), **options)
     assert (run.settings.seed, run.settings.augment) == (3, ("crop",))
     assert getattr(run.settings, "hidden_dims") == (4, 3)  # noqa: B009
-    options = {**SHORT, "hidden_dims": np.int64(4), "lr": 1, "epochs": None}
+    options = {**SHORT, "hidden_dims": torch.tensor(4), "lr": 1, "epochs": None}
     run = handgrad.train("mlp-numpy", out=tmp_path / "again", **options)
     assert (getattr(run.settings, "hidden_dims"), run.settings.max_steps) == ((4,), 6)  # noqa: B009
     assert json.loads((run.folder / "config.json").read_text())["settings"]["lr"] == 1.0
@@ -233,6 +232,30 @@ def test_the_home_folder_is_not_a_name(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("HOME", str(tmp_path))
     run = handgrad.train("mlp-numpy", out="~/run", **SHORT)
     assert run.folder == tmp_path / "run" == handgrad.load_run("~/run").folder
+
+
+@pytest.mark.usefixtures("no_pictures")
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("mlp-numpy", {"dropout": 0.1, "augment": ("crop", "flip")}),
+        ("mlp-numpy", {"engine": "graph"}),
+        ("mlp-pytorch", {"dropout": 0.1, "precision": "float32"}),
+        ("convnet", {"model": "vu-convnet", "precision": "float32"}),
+    ],
+)
+def test_seeds_of_64_bits(network: str, options: dict[str, Any], tmp_path: Path) -> None:
+    last = 2**64 - 1
+    for seed in (last, np.uint64(last - 1)):
+        folder = tmp_path / str(seed)
+        handgrad.train(network, out=folder, seed=seed, **{**SHORT, "max_steps": 1}, **options)
+        assert json.loads((folder / "config.json").read_text())["settings"]["seed"] == int(seed)
+        run = handgrad.train(network, resume=folder, max_steps=3, quiet=True)
+        assert run.settings.seed == handgrad.load_run(folder).settings.seed == int(seed)
+    files = [tmp_path / str(seed) / "model.safetensors" for seed in (last, last - 1)]
+    assert files[0].read_bytes() != files[1].read_bytes()
+    with pytest.raises(UserError, match=r"seed 18446744073709551616 is out of range; expected at"):
+        handgrad.train(network, seed=last + 1)
 
 
 def test_a_pytorch_run_with_settings_that_numpy_has_not(

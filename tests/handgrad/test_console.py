@@ -3,11 +3,19 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
-from handgrad.console import guarded
+from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
+from handgrad.benchmark.command import main as benchmark
+from handgrad.checker.command import main as check_gradients
+from handgrad.console import Parser, guarded
 from handgrad.errors import DataError, DivergedError, UserError
+from handgrad.lockstep.command import main as compare_engines
+from handgrad.plot_runs import main as plot_runs
+from handgrad.reproduction.command import main as reproduce
 
 
 def _raises(error: BaseException):  # type: ignore[no-untyped-def]
@@ -15,6 +23,50 @@ def _raises(error: BaseException):  # type: ignore[no-untyped-def]
         raise error
 
     return main
+
+
+def test_the_home_folder_is_not_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = Parser(prog="program")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("runs", nargs="*", type=Path)
+    arguments = parser.parse_args(["--out=~/x", "~", "y"])
+    assert (arguments.out, arguments.runs) == (tmp_path / "x", [tmp_path, Path("y")])
+    with pytest.raises(UserError, match=r"^--out: ~no-such-user: there is no home folder for"):
+        parser.parse_args(["--out", "~no-such-user"])
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "told"),
+    [
+        (plot_runs, ["~/a"], "{home}/a does not exist"),
+        (plot_runs, [".", "--out", "~/a.txt"], "--out {home}/a.txt: expected a name"),
+        (check_gradients, ["~/a.py:Layer"], "{home}/a.py does not exist"),
+        (benchmark, ["loader", "--data-dir", "~/a"], "--data-dir {home}/a does not exist"),
+        (reproduce, ["--data-dir", "~/a"], "--data-dir {home}/a is not a folder"),
+        (reproduce, ["--runs", "~/file"], "--runs {home}/file is a file"),
+        (reproduce, ["--out", "~/file"], "--out {home}/file is a file"),
+        (compare_engines, ["--out", "~/file"], "{home}/file"),
+        (compare_engines, ["--modules", "~/a.py"], "--modules {home}/a.py does not exist"),
+        (train_mlp_numpy, ["--out", "~/file"], "--out {home}/file is a file"),
+        (train_mlp_numpy, ["--data-dir", "~/file"], "--data-dir {home}/file is a file"),
+        (train_mlp_pytorch, ["--resume", "~/a"], "--resume {home}/a: no run there"),
+        (train_convnet, ["--resume=~/a"], "--resume {home}/a: no run there"),
+    ],
+)
+def test_it_is_found_by_every_command(
+    main: Callable[[Sequence[str]], int],
+    argv: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    assert main(argv) == 2
+    said = capsys.readouterr().err
+    assert told.format(home=tmp_path) in said, said
 
 
 @pytest.mark.parametrize("status", [0, 1, 130])

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from handgrad.files import write_atomically
+from handgrad.errors import UserError
+from handgrad.files import user_path, write_atomically
 
 
 def test_writes_and_replaces(tmp_path: Path) -> None:
@@ -62,3 +63,19 @@ def test_content_is_on_disk_before_the_name_points_to_it(
 def test_missing_folder_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "missing" / "file", b"")
+
+
+def test_the_home_folder_is_not_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/runs/x") == user_path(Path("~/runs/x")) == tmp_path / "runs" / "x"
+    assert user_path("~") == tmp_path
+    assert user_path("runs/~") == Path("runs/~")
+    assert user_path("./~/runs") == user_path(user_path("./~/runs")) == Path.cwd() / "~" / "runs"
+
+
+def test_paths_that_are_none() -> None:
+    with pytest.raises(UserError, match="~nobody-of-that-name/x: there is no home folder for ~nob"):
+        user_path("~nobody-of-that-name/x")
+    for value in (5, None, b"x", ["x"]):
+        with pytest.raises(UserError, match="is not a path; give a text or a Path"):
+            user_path(value)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from handgrad.backends.mlp_numpy import NumpyMLPSettings
@@ -19,7 +20,8 @@ from handgrad.backends.mlp_torch import TorchMLPSettings
 from handgrad.errors import UserError
 from handgrad.pictures.curves import mean_curve
 from handgrad.plot_runs import _DEFAULTS, main
-from handgrad.runs.overlay import group_runs, table
+from handgrad.runs import overlay
+from handgrad.runs.overlay import Panel, group_runs, make_panels, table
 from handgrad.runs.record import RunRecord, find_runs, read_run
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.metrics import MetricsFile, Row
@@ -54,6 +56,10 @@ def _make(
 def _labels(*folders: Path) -> list[str]:
     groups = group_runs([read_run(folder) for folder in folders], _DEFAULTS)
     return [group.label for group in groups]
+
+
+def _panels(*paths: Path, split: str | None = None) -> list[Panel]:
+    return make_panels([read_run(folder) for folder in find_runs(paths)], _DEFAULTS, split)
 
 
 def _plot(*arguments: object) -> int:
@@ -102,12 +108,12 @@ def test_seeds_make_one_group_with_a_mean(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.8, 0.9)):
         _make(tmp_path / f"a{seed}", replace(DIGITS, seed=seed), accuracy=accuracy)
     _make(tmp_path / "b", replace(DIGITS, lr=1.0), accuracy=0.5)
-    groups = group_runs([read_run(folder) for folder in find_runs([tmp_path])], _DEFAULTS)
-    assert [(g.label, len(g.runs)) for g in groups] == [("lr 0.1", 2), ("lr 1", 1)]
-    lines = table(groups)
+    panels = _panels(tmp_path)
+    assert [(g.label, len(g.runs)) for g in panels[0].groups] == [("lr 0.1", 2), ("lr 1", 1)]
+    lines = table(panels)
     assert "0.8500 ± 0.0707" in lines[3] and lines[3].endswith("lr 0.1, mean ± deviation of 2")
     assert lines[1].split() == [
-        str(tmp_path / "a0"), "0.8000", "0.8000", "12.2", "lr", "0.1,", "seed", "0",
+        str(tmp_path / "a0"), "digits", "0.8000", "0.8000", "12.2", "lr", "0.1,", "seed", "0",
     ]  # fmt: skip
 
 
@@ -115,7 +121,7 @@ def test_a_mean_is_of_all_runs_that_have_a_value(tmp_path: Path) -> None:
     for seed, accuracy in enumerate((0.0, 0.5, 0.7)):
         own = replace(DIGITS, seed=seed)
         _make(tmp_path / f"{seed}", own, accuracy=accuracy, finished=seed > 0)
-    lines = table(group_runs([read_run(folder) for folder in find_runs([tmp_path])], _DEFAULTS))
+    lines = table(_panels(tmp_path))
     assert "0.6000 ± 0.1414" in lines[-1] and "0.4000 ± 0.3606" in lines[-1]
     assert lines[-1].endswith("mean ± deviation of 2 and 3")
 
@@ -128,7 +134,7 @@ def test_mean_curve() -> None:
     assert mean_curve([(x, x), (x + 0.5, x)]) is None
 
 
-@pytest.mark.parametrize("name", ["runs.png", "x.SVG", "x.pdf"])
+@pytest.mark.parametrize("name", ["runs.png", "x.SVG", "x.pdf", "x.html"])
 @pytest.mark.parametrize("over", ["steps", "epochs", "seconds"])
 def test_a_picture_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, over: str
@@ -140,9 +146,9 @@ def test_a_picture_is_written(
     ]
     assert _plot(*folders, "--out", tmp_path / name, "--over", over) == 0
     content = (tmp_path / name).read_bytes()
-    kinds = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+    kinds = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF", ".html": b"<!DOCTYPE"}
     assert content.startswith(kinds[Path(name).suffix.lower()])
-    assert f"validation curves: {tmp_path / name}" in capsys.readouterr().out
+    assert f"{tmp_path / name}: validation curves of digits" in capsys.readouterr().out
 
 
 def test_another_run_another_picture(tmp_path: Path) -> None:
@@ -207,7 +213,7 @@ def test_the_default_split_is_one_that_all_have(
     _make(Path("a"), splits=("train", "validation", "test"))
     _make(Path("b"), replace(DIGITS, lr=1.0), splits=("train", "test"))
     assert _plot("a", "b") == 0
-    assert capsys.readouterr().out.endswith("test curves: runs.png\n")
+    assert capsys.readouterr().out.endswith("runs.png: test curves of digits\n")
     assert _plot("a", "b", "--split", "validation") == 0
     assert capsys.readouterr().err == "not drawn: b has no evaluation of validation\n"
     assert _plot("b", "--split", "validation") == 2
@@ -215,7 +221,67 @@ def test_the_default_split_is_one_that_all_have(
     _make(Path("c"), splits=("validation",))
     _make(Path("d"), splits=("test",))
     assert _plot("c", "d") == 0
-    assert capsys.readouterr().out.endswith("validation curves: runs.png\n")
+    assert capsys.readouterr().out.endswith("runs.png: validation curves of digits\n")
+
+
+def test_several_datasets_are_several_panels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(overlay, "save", lambda path, figure, dpi: drawn.append(figure))
+    mnist = replace(DIGITS, dataset="mnist")
+    for i, (settings, splits) in enumerate(
+        [
+            (DIGITS, ("train", "validation", "test")),
+            (replace(mnist, lr=0.5), ("train", "validation", "test")),
+            (mnist, ("train", "test")),
+            (replace(DIGITS, lr=0.5, seed=1), ("train", "validation")),
+        ]
+    ):
+        _make(tmp_path / f"{i}", settings, splits=splits, accuracy=1.0)
+    assert _plot(tmp_path, "--out", "a.png") == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("a.png: validation curves of digits, test curves of mnist\n") and not err
+    digits, other = drawn[0].subfigs
+    assert (digits.get_suptitle(), other.get_suptitle()) == ("digits", "mnist")
+    for part, split, runs in ((digits, "validation", 2), (other, "test", 2)):
+        titles = [axes.get_title() for axes in part.axes]
+        assert titles == [f"{split} loss", f"{split} accuracy"]
+        for axes in part.axes:
+            assert len(axes.lines) == runs
+        accuracy = part.axes[1]
+        assert accuracy.get_yscale() == "linear" and accuracy.get_ylim()[1] > 1
+        texts = [text.get_text() for text in part.legends[0].get_texts()]
+        assert len(texts) == 2 and all("lr 0." in text and "dataset" not in text for text in texts)
+
+
+def test_held_out_images_come_before_those_of_the_training(tmp_path: Path) -> None:
+    _make(tmp_path / "a", splits=("train", "validation"))
+    _make(tmp_path / "b", replace(DIGITS, lr=0.5), splits=("train", "test"))
+    _make(tmp_path / "c", replace(DIGITS, lr=0.7), splits=("train", "test"))
+    assert [panel.split for panel in _panels(tmp_path)] == ["test"]
+    _make(tmp_path / "d" / "e", splits=("train",))
+    assert [panel.split for panel in _panels(tmp_path / "d")] == ["train"]
+    assert [panel.split for panel in _panels(tmp_path, split="train")] == ["train"]
+
+
+def test_a_page_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        _make(tmp_path / f"a{seed}", replace(DIGITS, seed=seed), accuracy=0.5 + seed / 10)
+    _make(tmp_path / "<b>", replace(DIGITS, lr=1.0), splits=("validation",))
+    _make(tmp_path / "late", replace(DIGITS, lr=2.0), splits=("train",), finished=False)
+    _make(tmp_path / "m", replace(DIGITS, dataset="mnist"), splits=("test",), accuracy=1.0)
+    assert _plot(tmp_path, "--out", tmp_path / "runs.html") == 0
+    assert capsys.readouterr().out.endswith("validation curves of digits, test curves of mnist\n")
+    text = (tmp_path / "runs.html").read_text()
+    assert '<h2 id="panel1">digits: validation curves</h2>' in text
+    assert '<h2 id="panel2">mnist: test curves</h2>' in text
+    assert "&lt;b&gt;" in text and "<b>" not in text
+    assert "0.5500 ± 0.0707" in text and "unfinished, step 40" in text
+    legends = re.findall(r"</svg> ([^<]*)</li>", text)
+    assert legends[:2] == ["lr 1", "lr 0.1 (2 seeds)"] and len(legends) == 3
+    assert "by step 40: 0.9000 lr 1; 0.5500 lr 0.1 (2 seeds)" in text
+    assert text.count('class="line colour1 dash1 thin"') == 2 * 2 * 2, "runs, charts and scales"
 
 
 def test_runs_under_way_are_drawn_as_far_as_they_are(
@@ -278,7 +344,7 @@ def test_damaged_runs_are_left_out(
         ("nowhere", "nowhere does not exist; give the folder of a run"),
         ("file", "file is a file; a folder is expected"),
         ("empty", "empty is no run, and there is none below it"),
-        ("run --out a.gif", "--out a.gif: expected a name that ends in .png, .svg, .pdf"),
+        ("run --out a.gif", "--out a.gif: expected a name that ends in .png, .svg, .pdf, .html"),
         ("run --out no/a.png", "the folder no does not exist"),
         ("run --out folder.png", "folder.png is a folder"),
         ("run --split tst", "--split: invalid choice: 'tst'"),
@@ -318,8 +384,8 @@ def test_the_table_fits_a_terminal() -> None:
         RunRecord(folder, "train-mlp-numpy", mine, rows, None)
         for folder, mine in zip(folders, settings, strict=True)
     ]
-    groups = group_runs(runs, {})
-    wide, narrow = table(groups), table(groups, 80)
+    panels = make_panels(runs, {}, None)
+    wide, narrow = table(panels), table(panels, 80)
     assert len(wide) == 3 and max(map(len, wide)) > 80
     assert all(len(line) <= 80 or line == str(folders[1]) for line in narrow)
     assert "".join(" ".join(wide).split()) == "".join(" ".join(narrow).split()), "all is there"

@@ -12,16 +12,28 @@ import pooch
 import requests
 from tqdm import tqdm
 
-from handgrad.errors import DataError
-from handgrad.files import locked
+from handgrad.errors import DataError, UserError
+from handgrad.files import locked, user_path
 
 _NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
 _TIMEOUT = 20  # seconds without a byte before the next mirror is tried
 
 
 def default_data_dir() -> Path:
-    """Return the folder for data when none is named: $HANDGRAD_DATA_DIR or a per-user cache."""
-    return Path(os.environ.get("HANDGRAD_DATA_DIR") or pooch.os_cache("handgrad")).expanduser()
+    """Return the folder for data when none is named: $HANDGRAD_DATA_DIR or a per-user cache.
+
+    Raises:
+        UserError: neither can be.
+    """
+    if named := os.environ.get("HANDGRAD_DATA_DIR"):
+        return user_path(named)
+    try:
+        return user_path(pooch.os_cache("handgrad"))
+    except (RuntimeError, UserError):  # a user without a home folder, as in some containers
+        raise DataError(
+            "there is no home folder for a cache of the data; name a folder with --data-dir, or in "
+            "HANDGRAD_DATA_DIR"
+        ) from None
 
 
 def find_file(root: Path, names: Sequence[str]) -> Path | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,3 +98,33 @@ def test_every_registered_dataset_is_tested() -> None:
 def test_split_checks_its_arrays(images: np.ndarray, labels: np.ndarray) -> None:
     with pytest.raises(AssertionError):
         Split(images, labels)
+
+
+def test_arguments_that_are_none(tmp_path: Path) -> None:
+    expected: list[tuple[dict[str, Any], str]] = [
+        ({"seed": 2**64}, "seed 18446744073709551616: expected a whole number from 0 to"),
+        ({"seed": -1}, "seed -1: expected"),
+        ({"validation_size": -1}, "validation_size -1: expected a number of images, or a share"),
+        ({"validation_size": float("nan")}, "validation_size nan: expected"),
+        ({"validation_size": float("inf")}, "validation_size inf: expected"),
+        ({"validation_size": "0.1"}, "validation_size '0.1': expected"),
+        ({"validation_images": "first"}, "validation_images 'first' is unknown; expected one of: "),
+        ({"data_dir": 5}, "5 is not a path"),
+        ({"data_dir": "~nobody-of-that-name"}, "there is no home folder for ~nobody"),
+    ]
+    for options, told in expected:
+        with pytest.raises(UserError, match=told):
+            load_dataset("digits", **options)
+    with pytest.raises(UserError, match="is unknown; expected one of: digits, mnist"):
+        load_dataset(["mnist"], tmp_path)  # type: ignore[arg-type]
+
+
+def test_the_folder_may_be_a_text_below_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path / "data")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("~/data", Path("~/data"), str(tmp_path / "data")):
+        assert load_dataset("mnist", folder, download=False).name == "mnist"
+    monkeypatch.setenv("HANDGRAD_DATA_DIR", "~/data")
+    assert load_dataset("mnist", download=False).name == "mnist"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from handgrad.pictures.curves import curve, linear_scale, scale_of
+from handgrad.pictures.curves import Scale, curve, even_scale, linear_scale, log_scale, scale_of
 from handgrad.training.metrics import Row
 
 
@@ -41,9 +43,12 @@ VALUES = {
 }
 
 
+@pytest.mark.parametrize("make", [scale_of, even_scale, log_scale])
 @pytest.mark.parametrize(("quantity", "values"), VALUES.values(), ids=VALUES.keys())
-def test_a_scale_holds_its_values_in_order(quantity: str, values: list[float]) -> None:
-    scale = scale_of(quantity, np.array(values))
+def test_a_scale_holds_its_values_in_order(
+    make: Callable[..., Scale], quantity: str, values: list[float]
+) -> None:
+    scale = make(quantity, np.array(values))
     places = scale.place(np.sort(values))
     assert (places >= -1e-9).all() and (places <= 1 + 1e-9).all()
     assert (np.diff(places) >= 0).all()
@@ -52,11 +57,18 @@ def test_a_scale_holds_its_values_in_order(quantity: str, values: list[float]) -
     assert (np.diff(heights) > 0).all() and heights.min() >= -1e-6 and heights.max() <= 1 + 1e-6
 
 
-def test_late_improvements_take_room_on_a_scale() -> None:
-    loss, accuracy = (
-        scale_of(q, np.array(v)) for q, v in (("loss", [2.0, 0.02]), ("accuracy", [0.1, 0.998]))
-    )
-    assert loss.place(0.2) == pytest.approx(0.5)
+@pytest.mark.parametrize("values", [[0.1, 0.998], [1.0, 1.0], [0.0], [0.2, 0.3]], ids=str)
+def test_accuracies_stand_evenly_between_nothing_and_everything(values: list[float]) -> None:
+    scale = scale_of("accuracy", np.array(values))
+    assert not scale.is_logarithmic and 0 <= scale.low < scale.high <= 1
+    np.testing.assert_allclose(np.diff(scale.ticks), scale.ticks[1] - scale.ticks[0])
+    np.testing.assert_allclose(np.diff(scale.place(np.array(scale.ticks)), 2), 0, atol=1e-12)
+
+
+def test_late_improvements_take_room_on_a_logarithmic_scale() -> None:
+    loss = scale_of("loss", np.array([2.0, 0.02]))
+    assert loss.is_logarithmic and loss.place(0.2) == pytest.approx(0.5)
+    accuracy = log_scale("accuracy", np.array([0.1, 0.998]))
     assert accuracy.place(0.98) - accuracy.place(0.8) > accuracy.place(0.8) - accuracy.place(0.1)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import html.parser
+import io
 import itertools
 import json
 import re
@@ -16,12 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from handgrad import load_run
 from handgrad.backends.command import train_mlp_numpy as main
 from handgrad.data import load_dataset
 from handgrad.data.dataset import Dataset, Split
-from handgrad.pictures.page import Result, most_confident_mistakes, png, render, thinned
+from handgrad.pictures import charts
+from handgrad.pictures.charts import thinned
+from handgrad.pictures.page import Result, png, render
+from handgrad.training.evaluation import surest_mistakes
 from handgrad.training.metrics import Row, count_confusions
 
 OPTIONS = "--max-steps 60 --eval-every 20 --hidden-dims 8 --report --threads 1 --quiet"
@@ -176,7 +182,7 @@ def _result(**changes: Any) -> Result:
         "dataset": Dataset("<digits>", split, split, split, NASTY),
         "confusions": count_confusions(predicted, labels, k),
         "predicted": predicted,
-        "probabilities": p,
+        "mistakes": surest_mistakes(p[predicted != labels], predicted, labels),
         "first_layer": rng.standard_normal((100, int(np.prod(shape)))),
         "invocation": "train",
         **changes,
@@ -222,17 +228,65 @@ def test_whatever_the_run_was_like(changes: dict[str, Any]) -> None:
     assert "\x07" not in text
 
 
+def test_axes_are_named_and_can_be_switched() -> None:
+    text = render(_result())
+    page = _assert_good(text)
+    radios = [a for tag, a in page.tags if tag == "input" and a.get("type") == "radio"]
+    assert [(r["name"], r["value"], "checked" in r) for r in radios] == [
+        ("scale of loss", "linear", False),
+        ("scale of loss", "logarithmic", True),
+        ("scale of accuracy", "linear", True),
+        ("scale of accuracy", "logarithmic", False),
+    ]
+    views = [a["class"] for tag, a in page.tags if tag == "g"]
+    assert views == ["linear other", "logarithmic", "linear", "logarithmic other"]
+    for label in ("cross-entropy loss (nats)", "accuracy", "accuracy, logarithmic in the error"):
+        assert f'class="axis">{label}</text>' in text
+    assert text.count('class="axis">step</text>') == 2
+    # A loss without a logarithm has one scale only, and no switch.
+    rows = [Row(s, s, "test", -1.0 - s, 1.0, 0.1, 1.0) for s in range(3)]
+    assert "scale of loss" not in render(_result(rows=rows))
+
+
+def test_no_curve_lies_on_the_frame() -> None:
+    rows = [Row(s, s, "test", float(s), s / 8, 0.1, 1.0) for s in range(9)]
+    left, top, right, bottom = charts._AREA
+    for path in re.findall(r'<path d="M([^"]*)" class="line test"', render(_result(rows=rows)))[1:]:
+        for point in path.split("L"):
+            x, y = map(float, point.split())
+            assert left + 5 < x < right - 5 and top + 5 < y < bottom - 5
+
+
+def test_the_head_names_network_and_date() -> None:
+    settings = {"hidden_dims": "100 50", "activation": "relu", "batch_norm": "no", "schedule": "x"}
+    text = render(_result(settings={**settings, "batch_size": "1"}, defaults={}))
+    head = text[text.index("<header>") : text.index("</header>")]
+    assert "MLP 3072–100–50–3, relu, 5 parameters" in head
+    assert re.search(r"written \d{4}-\d\d-\d\d \d\d:\d\d", head)
+    model = render(
+        _result(settings={"model": "vgg", "schedule": "x", "batch_size": "1"}, defaults={})
+    )
+    assert "vgg, 5 parameters" in model
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_is_white_in_the_dark(channels: int) -> None:
+    text = render(_result(shape=(channels, 8, 8)))
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert not re.search(r"(background|border)[^;{}]*(#fff|white)", style)
+    assert all(
+        "--page: #fff" not in rule for rule in re.findall(r"dark\) \{(.*?)\n", style, re.DOTALL)
+    )
+    sheet = base64.b64decode(re.findall('data:image/png;base64,([^"]*)', text)[-1])
+    opaque = np.asarray(Image.open(io.BytesIO(sheet)).convert("RGBA"))[..., 3]
+    assert (opaque[0] == 0).all() and (opaque[:, 0] == 0).all() and (opaque[1:9, 1:9] == 255).all()
+
+
 def test_the_largest_page_is_small_enough() -> None:
     assert (
         len(render(_result(n=2000, first_layer=np.random.default_rng(1).normal(size=(500, 3072)))))
         < 600_000
     )
-
-
-def test_most_confident_mistakes() -> None:
-    p = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]])
-    labels = np.array([0, 0, 1, 0, 0])
-    assert most_confident_mistakes(p, p.argmax(axis=1), labels).tolist() == [1, 4, 3]
 
 
 def _decode(content: bytes) -> tuple[tuple[int, ...], dict[bytes, bytes]]:
@@ -326,13 +380,18 @@ addEventListener("load", () => {
   const box = loss.querySelector("svg").getBoundingClientRect();
   const place = {clientX: box.left + 1, clientY: box.top + 9};
   loss.querySelector("svg").dispatchEvent(new PointerEvent("pointermove", place));
-  const slider = accuracy.querySelector("input");
+  const slider = accuracy.querySelector("[type=range]");
   slider.value = 1;
   slider.dispatchEvent(new Event("input"));
   const broken = [...document.images].filter((image) => !image.naturalWidth).length;
   const told = [loss, accuracy].map((chart) => chart.querySelector("output").textContent);
   const wide = document.documentElement.scrollWidth > innerWidth;
-  document.body.dataset.seen = JSON.stringify({broken, told, wide, hidden: slider.hidden});
+  const shown = () => [...accuracy.querySelectorAll("g")]
+    .filter((view) => getComputedStyle(view).display !== "none").map((view) => view.classList[0]);
+  const scales = [shown()];
+  accuracy.querySelector("[value=logarithmic]").click();
+  scales.push(shown());
+  document.body.dataset.seen = JSON.stringify({broken, told, wide, scales, hidden: slider.hidden});
 });
 </script>"""
 
@@ -358,6 +417,7 @@ def test_in_a_browser(tmp_path: Path, run: Path, width: int) -> None:
     assert found, result.stdout[-500:]
     seen = json.loads(html.unescape(found[1]))
     assert seen["broken"] == 0 and not seen["wide"] and not seen["hidden"]
+    assert seen["scales"] == [["linear"], ["logarithmic"]]
     loss, accuracy = seen["told"]
     assert loss.startswith("step 0, epoch 0.00: validation 2.")
     assert accuracy.startswith("step 20, ") and ": train 0." in accuracy

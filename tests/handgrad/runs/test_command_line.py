@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import write_mnist
 
 from handgrad.backends.mlp_numpy import PRESETS, NumpyMLPSettings
 from handgrad.errors import UserError
@@ -314,6 +315,19 @@ def test_help_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in "".join(text.split())  # names are broken at their hyphens
 
 
+def test_the_home_folder_is_not_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_mnist(tmp_path / "data")
+    for argv in (
+        ["--out=~/runs/x", "--data-dir=~/data"],
+        ["--out", "~/runs/x", "--data_dir", "~/data"],
+    ):
+        settings = _parse(*argv).settings
+        assert settings.out == str(tmp_path / "runs" / "x")
+        assert (settings.data_dir, settings.dataset) == (str(tmp_path / "data"), "mnist")
+    assert _parse("--resume=~/x").resume == tmp_path / "x"
+
+
 def test_command_is_recorded() -> None:
     assert _parse("--lr", "0.5").text == "program --lr 0.5"
 
@@ -328,7 +342,11 @@ def test_other_settings_have_no_network_options() -> None:
     ("argv", "named"),
     [
         (["--seed", "9" * 400], "--seed"),
-        (["--hidden-dims", "99999999999999999999"], "at most 1e+09"),
+        (["--seed", str(2**64)], "at least 0 and at most 18446744073709551615"),
+        (["--seed", "-1"], "--seed -1 is out of range"),
+        (["--out", "~no-such-user/x"], "~no-such-user/x: there is no home folder"),
+        (["--resume=~no-such-user/x"], "--resume: ~no-such-user/x: there is no home folder"),
+        (["--hidden-dims", "99999999999999999999"], "at most 1000000000"),
         (["--threads", "100000"], "--threads"),
         (["--target-accuracy", "95"], "at most 1"),
         (["--gamma", "10"], "--gamma"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,3 +186,22 @@ def test_fewer_rows_than_the_checkpoint_has_seen(tmp_path: Path) -> None:
     assert read_metrics(path) == ROWS, "untouched"
     with pytest.raises(DataError, match="is missing"):
         MetricsFile.reopen(tmp_path / "other.csv", 1)
+
+
+@pytest.mark.parametrize("predictions", [np.zeros(3), np.zeros((3, 0)), np.zeros((1, 3, 2)), 5])
+def test_predictions_are_scores_of_each_class(predictions: Any) -> None:
+    with pytest.raises(ValueError, match=r"scores of shape \(N, C\), got \("):
+        confusion_matrix(predictions, [0, 1, 1])
+
+
+@pytest.mark.parametrize("targets", [[[0], [1]], [[1, 0], [0, 1]], [0.0, 1.0], [0, 2], [0, -1]])
+def test_targets_that_are_no_indices_are_refused(targets: Any) -> None:
+    with pytest.raises(ValueError, match=r"targets (must be class indices of shape \(N,\)|holds )"):
+        confusion_matrix(np.eye(2), targets)
+
+
+def test_a_confusion_matrix_may_be_lists_and_must_be_square() -> None:
+    assert confusion_matrix_to_metrics([[3, 1], [0, 4]])["accuracy"] == 7 / 8
+    for counts in ([[1, 2]], [1, 2], 3):
+        with pytest.raises(ValueError, match=r"of shape \(C, C\), got \("):
+            confusion_matrix_to_metrics(counts)

@@ -669,6 +669,8 @@ def test_load_mnist(real_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: A
     (whole, _), (test, _), _ = vg.load_mnist(final=True, flatten=False)
     assert whole.shape == (60_000, 28, 28) and test.shape == (10_000, 28, 28)
     np.testing.assert_array_equal(whole[-5000:].reshape(5000, -1), xval)
+    monkeypatch.setenv("HOME", str(real_data.parent))
+    assert vg.load_mnist(data_dir=f"~/{real_data.name}")[0][0].shape == (55_000, 784)
     with pytest.raises(FileNotFoundError, match="HANDGRAD_DATA_DIR"):
         vg.load_mnist(data_dir=tmp_path)
     for content in (b"not an IDX file", b"\x00\x00\x08\x01\x00\x00\x00\x05abc"):

@@ -50,6 +50,14 @@ def test_files(loss: vg.TensorNode, tmp_path: Path, suffix: str) -> None:
         assert path.read_bytes().startswith(b"%PDF")
 
 
+def test_a_file_below_the_home_folder(
+    loss: vg.TensorNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = vg.graph.draw(loss, "~/graph.dot")
+    assert (tmp_path / "graph.dot").read_text(encoding="utf-8") == text
+
+
 def test_nodes_do_not_overlap(loss: vg.TensorNode) -> None:
     from numpy_mlp.autograd import graph
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import pwd
 import random
 import threading
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 import requests
 
 from handgrad.data.sources.download import default_data_dir, fetch, find_file
-from handgrad.errors import DataError
+from handgrad.errors import DataError, UserError
 
 CONTENT = random.Random(0).randbytes(300_000)
 HASH = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
@@ -213,6 +214,20 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert default_data_dir() == tmp_path
     monkeypatch.delenv("HANDGRAD_DATA_DIR")
     assert "handgrad" in str(default_data_dir())
+
+
+def test_default_folder_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "HANDGRAD_DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    with pytest.raises(DataError, match=r"no home folder for a cache .* a folder with --data-dir"):
+        default_data_dir()
+    monkeypatch.setenv("HANDGRAD_DATA_DIR", "~/data")
+    with pytest.raises(UserError, match="~/data: there is no home folder for ~ here"):
+        default_data_dir()
 
 
 @pytest.mark.parametrize(
