@@ -78,7 +78,7 @@ def for_chunks(n: int, size: int, work: Callable[[slice, int], None]) -> int:
         start, stop = lane * n // lanes, (lane + 1) * n // lanes
         _here.working = True
         try:
-            with np.errstate(call=call, **errors):
+            with np.errstate(call=call, **errors):  # type: ignore[arg-type]  # None is none
                 for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
                     work(slice(first, min(first + size, stop)), lane)
         finally:

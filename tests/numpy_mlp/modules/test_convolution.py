@@ -63,7 +63,7 @@ def test_images_are_taken_a_few_at_a_time(
     want, image = run(module, x, dout), 9 * 5 * 6 * 3 * x.itemsize
     for images in (1, 2, 3, 6):
         monkeypatch.setattr(convolution, "_CHUNK_BYTES", images * image)
-        assert module.algorithm.images_at_once(5, 6, 3 * x.itemsize) == images
+        assert Im2col(module.window).images_at_once(5, 6, 3 * x.itemsize) == images
         assert_close(run(module, x, dout), want, 1e-12)
 
 
@@ -102,19 +102,48 @@ def test_col2im_is_the_transpose_of_im2col(window: Window, rng: np.random.Genera
 
 
 def test_the_weight_of_a_matrix_is_the_transpose_of_its_matrix(rng: np.random.Generator) -> None:
-    weight = rng.standard_normal((6, 2, 3, 3))
+    weight = rng.standard_normal((3, 3, 2, 6))
     for algorithm in (Im2col(Window((3, 3)), groups=3), Winograd(Window((3, 3)))):
         matrix = algorithm.matrix(weight)
         dmatrix = rng.standard_normal(matrix.shape)
-        product = (algorithm.weight(dmatrix) * weight).sum()
-        np.testing.assert_allclose((matrix * dmatrix).sum(), product, rtol=1e-12)
+        dweight = np.full_like(weight, np.nan)
+        algorithm.weight(dmatrix, dweight)
+        np.testing.assert_allclose((matrix * dmatrix).sum(), (dweight * weight).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("frozen", [{"weight"}, {"bias"}, {"weight", "bias"}])
+@pytest.mark.parametrize("algorithm", ["im2col", "winograd"])
+def test_what_is_frozen_has_no_gradient(
+    frozen: set[str], algorithm: str, rng: np.random.Generator
+) -> None:
+    module = Conv2dModule(2, 3, 3, padding=1, algorithm=algorithm, rng=rng)
+    x, dout = apart(rng, 3, 2, 5, 4), rng.standard_normal((3, 3, 5, 4))
+    want = run(module, x, dout)
+    for grad in module.grads.values():
+        grad[...] = 7
+    module.frozen = frozenset(frozen)
+    got = run(module, x, dout)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], 7 if name in frozen else array)
+
+
+@pytest.mark.parametrize("algorithm", ["im2col", "winograd"])
+def test_a_weight_in_pytorchs_order_is_as_good(algorithm: str, rng: np.random.Generator) -> None:
+    module = Conv2dModule(2, 3, 3, padding=1, algorithm=algorithm, rng=rng)
+    x, dout = apart(rng, 3, 2, 5, 4), rng.standard_normal((3, 3, 5, 4))
+    want = run(module, x, dout)
+    module.params["weight"] = np.ascontiguousarray(module.params["weight"])
+    assert_close(run(module, x, dout), want, 1e-12)
 
 
 def test_the_algorithm_follows_the_shape() -> None:
-    def chosen(*args: Any, **options: Any) -> type:
-        return type(Conv2dModule(*args, **options).algorithm)
+    def chosen(*args: Any, images: int = 100, size: int = 12, **options: Any) -> type:
+        module = Conv2dModule(*args, **options)
+        module.forward(np.zeros((images, args[0], size, size)))
+        return type(module._recall()[1])
 
     assert chosen(16, 16, 3) is chosen(64, 16, (3, 3), padding=5) is Winograd
+    assert chosen(16, 16, 3, images=1) is chosen(16, 16, 3, size=3) is Im2col
     assert chosen(15, 64, 3) is chosen(64, 15, 3) is Im2col  # transforms would cost more
     assert chosen(16, 16, 3, 2) is chosen(16, 16, 3, dilation=2) is Im2col
     assert chosen(16, 16, (3, 2)) is chosen(32, 32, 3, groups=2) is Im2col

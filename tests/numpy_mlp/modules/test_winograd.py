@@ -64,7 +64,7 @@ def test_images_are_taken_a_few_at_a_time(
     want = run(module, x, dout)
     for images in (1, 2, 3, 6):
         monkeypatch.setattr(winograd, "_TILES_AT_ONCE", 6 * images)
-        assert module.algorithm.images_at_once(5, 9, 16) == images
+        assert Winograd(module.window).images_at_once(5, 9, 16) == images
         assert_close(run(module, x, dout), want, 1e-12)
 
 
@@ -121,9 +121,3 @@ def test_a_hundred_steps_of_training(dtype: Any, rtol: float) -> None:
     assert np.mean(want[-10:]) < 0.5 * want[0]  # it does learn
     assert_close(fast, plain, rtol)
     np.testing.assert_allclose(got, want, atol=rtol * want[0], rtol=0)
-
-
-def test_what_it_fits() -> None:
-    module = Conv2dModule(16, 16, 3, padding=1)
-    assert isinstance(module.algorithm, Winograd) and Winograd.fits(module.window)
-    assert not Winograd.fits(Conv2dModule(16, 16, 3, stride=2).window)
