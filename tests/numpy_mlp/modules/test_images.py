@@ -39,6 +39,10 @@ from numpy_mlp.modules import (
     ResidualModule,
     SequentialModule,
     SiLUModule,
+    batchnorm,
+    convolution,
+    pooling,
+    winograd,
 )
 from numpy_mlp.workspace import Workspace
 
@@ -342,6 +346,48 @@ def test_threads_share_a_batch(name: str, rng: np.random.Generator) -> None:
             with workspace.lent_to(inside.modules()):
                 assert_equal(run(inside, x, dout), first)
         parallel.set_num_threads(1)
+
+
+@ALL
+def test_an_image_at_a_time(
+    name: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    module, x, dout = _case(name, rng, 5)
+    want, workspace = run(module, x, dout), Workspace()
+    for file in (batchnorm, convolution, pooling):
+        monkeypatch.setattr(file, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(winograd, "_TILES_AT_ONCE", 1)
+    monkeypatch.setattr(parallel, "PIECE", 7)
+    for threads in (1, 2):
+        parallel.set_num_threads(threads)
+        got = run(_make(name), x, dout)
+        assert_close(got, want, 1e-12)
+        inside = _make(name)
+        for _ in range(2):
+            with workspace.lent_to(inside.modules()):
+                assert_equal(run(inside, x, dout), got)
+
+
+@ALL
+def test_memory_that_is_undefined_is_never_read(
+    name: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    module, x, dout = _case(name, rng, 3)
+    want = run(module, x, dout)
+    empty = np.empty
+
+    def spoiled(shape: Any, dtype: Any = float) -> Array:
+        array = empty(shape, dtype)
+        array.view(np.uint8)[...] = 255  # NaN, of floating-point numbers
+        return array
+
+    assert np.isnan(spoiled((2,), np.float32)).all() and np.isnan(spoiled((2,))).all()
+    monkeypatch.setattr(np, "empty", spoiled)
+    with np.errstate(all="raise"):
+        assert_equal(run(_make(name), x, dout), want)
+        inside = _make(name)
+        with Workspace().lent_to(inside.modules()):
+            assert_equal(run(inside, x, dout), want)
 
 
 @ALL
