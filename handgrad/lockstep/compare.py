@@ -46,7 +46,7 @@ class CompareSettings(NumpyMLPSettings):
     not_offered: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
         | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
-        | {"live", "report"}
+        | {"live", "report", "schedule_steps", "tta"}
     )
     dtype: str = setting("float64", "precision", choices=("float32", "float64"))
     steps: int = setting(100, "steps in lockstep", least=1)
@@ -63,6 +63,11 @@ class CompareSettings(NumpyMLPSettings):
         300.0, "seconds for the comparison, with --modules", above=0, most=10**6
     )
     out: str | None = setting(_OUT, "folder for engines.json and engines.png")
+
+    @property
+    def end(self) -> str:
+        """When it ends, as it was given."""
+        return f"--steps {self.steps}"
 
     @property
     def folder(self) -> Path:
@@ -100,7 +105,7 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
         row = report.begin_table(comparison, settings.steps)
         start = time.perf_counter()
         schedule = build_schedule(settings, settings.steps)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             comparison.run(_batches(settings, dataset), settings.steps, schedule, row)
             for contestant in comparison.contestants:
                 contestant.cause = find_cause(comparison, contestant)

@@ -23,6 +23,8 @@ from numpy_mlp.modules import (
     Module,
     SoftMaxModule,
 )
+from numpy_mlp.modules.losses import class_indices
+from numpy_mlp.modules.module import underflow_is_zero
 from numpy_mlp.network import Network
 from numpy_mlp.optim import Optimizer
 
@@ -41,10 +43,10 @@ class GraphLearner(NumpyLearner):
 
     Args:
         model: the network.
-        optimizer: made with ``list(model.params.values())``.
+        optimizer: made with ``model.params``.
         detect_anomaly: check the output of every layer, and the gradient of every parameter.
 
-    Shapes: images (N, ...), as the network takes them; labels (N,), integers.
+    Shapes: images (N, ...), as the network takes them; labels (N,), integers, or one-hot (N, C).
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class GraphLearner(NumpyLearner):
         # The nodes hold the very arrays that the optimizer updates in place.
         self.nodes = {name: TensorNode(array, name=name) for name, array in model.params.items()}
 
+    @underflow_is_zero
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
         """Update the weights on one batch; return its mean loss and its correct predictions.
 
@@ -62,10 +65,12 @@ class GraphLearner(NumpyLearner):
         """
         self.model.train()
         logits = self._logits(images)
+        if np.ndim(labels) != 1:
+            labels = class_indices(labels, *logits.value.shape)
         loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
         self._check_loss(float(loss.value), images)
         for node in self.nodes.values():
-            node.zero_grad()
+            node.grad = None
         loss.backward()
         grads = [node.grad for node in self.nodes.values()]
         if self.detect_anomaly:

@@ -22,6 +22,7 @@ from numpy_mlp.modules.window import (
 )
 from numpy_mlp.modules.winograd import Winograd
 from numpy_mlp.parallel import for_chunks
+from numpy_mlp.randomness import Source
 
 Scratch = Callable[[str, tuple[int, ...]], Array]
 """Returns an array to work in, by its name and shape, its contents undefined."""
@@ -211,7 +212,7 @@ class Conv2dModule(Module, takes_workspace=True):
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float64,
-        rng: np.random.Generator | None = None,
+        rng: Source = None,
         gain: float = math.sqrt(2.0),
         weight_std: float | None = None,
         algorithm: str = "auto",
@@ -246,6 +247,7 @@ class Conv2dModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return the convolution of ``x``, (N, C, H, W) -> (N, O, OH, OW)."""
+        x = self._real(x)
         assert x.ndim == 4 and x.shape[1] == self.in_channels, (
             f"Conv2dModule.forward: x has shape {x.shape}, expected (N, {self.in_channels}, H, W)"
         )
@@ -286,8 +288,8 @@ class Conv2dModule(Module, takes_workspace=True):
         self, dout: Array, rows: Array, algorithm: Algorithm, matrix: Array, dx: Array | None
     ) -> None:
         places = self.window.output_size(*rows.shape[1:3])
-        self._check_dout(dout, (len(rows), self.out_channels, *places))
-        upstream = channels_last(dout, np.result_type(dout, rows))
+        dout = self._upstream(dout, (len(rows), self.out_channels, *places))
+        upstream = channels_last(dout, rows.dtype)
         trained = self.params.keys() - self.frozen
         sums: dict[int, dict[str, Array]] = {}  # of each lane
 
@@ -310,11 +312,9 @@ class Conv2dModule(Module, takes_workspace=True):
         for lane in range(1, for_chunks(len(rows), self._images_at_once(algorithm, rows), work)):
             _add(sums[0], sums[lane])
         if "weight" in trained:
-            dweight = self._new("dweight", _as_rows(self.params["weight"]).shape, rows.dtype)
-            algorithm.weight(sums[0]["weight"], dweight)
-            self.grads["weight"] = _seen_as_filters(dweight)
+            algorithm.weight(sums[0]["weight"], _as_rows(self._grad("weight")))
         if "bias" in trained:
-            self.grads["bias"] = sums[0]["bias"]
+            self._grad("bias")[...] = sums[0]["bias"]
 
     def _algorithm(self, n_images: int, places: Pair) -> Algorithm:
         """Return what computes the convolution of so many images at so many places."""

@@ -287,11 +287,12 @@ def test_a_convolution_from_slices(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
-        ([0, -1], "index -1 is out of range: expected 0 to 2"),
-        ([0, 3], "index 3 is out of range: expected 0 to 2"),
-        ([True, False], "an index for each row is a whole number, got bool"),
-        ([0.0, 1.0], "an index for each row is a whole number, got float64"),
-        ([[0], [1]], r"an index for each row, got shapes \(2, 3\) and \(2, 1\)"),
+        ([0, -1], "label -1 is out of range: expected 0 to 2"),
+        ([[0], [3]], "label 3 is out of range: expected 0 to 2"),
+        ([True, False], r"integer labels .*, got bool of shape \(2,\); give y.astype\(int\)"),
+        ([0.0, 1.0], r"integer labels .*, got float64 of shape \(2,\); give y.astype\(int\)"),
+        ([[0, 1], [1, 0]], r"integer labels .*, got int64 of shape \(2, 2\)$"),
+        ([[1, 0, 1], [0, 1, 0]], "not one-hot"),
     ],
 )
 def test_every_loss_refuses_what_is_no_class(targets: list[Any], told: str) -> None:
@@ -303,3 +304,16 @@ def test_every_loss_refuses_what_is_no_class(targets: list[Any], told: str) -> N
     ):
         with pytest.raises(ValueError, match=told):
             loss(np.array(targets))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
+def test_every_loss_takes_labels_columns_and_one_hot_rows(kind: Any) -> None:
+    x = vg.TensorNode(np.array([[1.0, 2.0, 5.0], [0.0, 1.0, 0.5]]))
+    labels = np.array([2, 0], kind)
+    for loss in (
+        lambda y: vg.celoss(vg.softmax(x), y),
+        lambda y: vg.logceloss(vg.logsoftmax(x), y),
+        lambda y: ops.SoftmaxCrossEntropy.do_forward(x, targets=y),
+    ):
+        for y in (labels[:, None], np.eye(3, dtype=kind)[labels], labels.tolist()):
+            assert loss(y).value == loss(labels).value
