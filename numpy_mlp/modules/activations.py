@@ -290,7 +290,7 @@ def _normal_cdf(x: Array, gauss: Array) -> Array:
     t -= (1 + lowest) / 2
     t *= 2 / (1 - lowest)  # in [-1, 1]
     coefficients = _tail_polynomial(9 if x.dtype == np.float32 else 24)
-    tail = np.full_like(t, coefficients[-1])
+    tail: Array = np.full_like(t, coefficients[-1])
     for c in coefficients[-2::-1]:
         tail *= t
         tail += c
