@@ -50,7 +50,12 @@ def muon_rates(settings: TrainSettings, shapes: Sequence[tuple[int, ...]]) -> li
     return [unit * (_BIAS_LR if len(s) == 1 else _LINEAR_LR / s[1] ** 2) for s in shapes]
 
 
-def fast_network(settings: TrainSettings, dataset: Dataset, dtype: DTypeLike) -> ConvNet:
+def fast_network(
+    settings: TrainSettings,
+    dataset: Dataset,
+    dtype: DTypeLike,
+    widths: Sequence[int] = (64, 256, 256),
+) -> ConvNet:
     """Return the NumPy network ``fast`` as its training begins, in any library.
 
     Its weights are drawn from the seed, and its first layer whitens patches of training images.
@@ -62,7 +67,8 @@ def fast_network(settings: TrainSettings, dataset: Dataset, dtype: DTypeLike) ->
             f"{height}×{width}"
         )
     rng = np.random.default_rng(settings.seed)
-    model = fast(dataset.image_shape, dataset.n_classes, dtype=dtype, rng=rng)
+    shape, n_classes = dataset.image_shape, dataset.n_classes
+    model = fast(shape, n_classes, widths=widths, dtype=dtype, rng=rng)
     images = dataset.train.images
     inputs = fit_preprocessing(settings.preprocess, images, np.float64)(images[:_WHITENED])
     model.params["features.0.weight"][...] = whitening_filters(inputs)
