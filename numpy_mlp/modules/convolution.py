@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -158,6 +158,74 @@ class Im2col:
             dx[...] = self.window.inside(padded, *x.shape[1:3])
 
 
+Lane = Callable[[int, DTypeLike], Scratch]
+"""Returns what gives a lane of :func:`~numpy_mlp.parallel.for_chunks` arrays to work in."""
+
+
+def convolve(
+    algorithm: Algorithm, rows: Array, weight: Array, bias: Array | None, y: Array, lane_of: Lane
+) -> None:
+    """Write the convolution of images (N, H, W, C) into ``y`` (N, OH, OW, O), a chunk at a time."""
+    matrix = algorithm.matrix(weight)
+
+    def work(chunk: slice, lane: int) -> None:
+        algorithm.forward(rows[chunk], matrix, y[chunk], lane_of(lane, rows.dtype))
+        if bias is not None:
+            y[chunk] += bias
+
+    for_chunks(len(rows), _images_at_once(algorithm, rows), work)
+
+
+def convolve_backward(
+    algorithm: Algorithm,
+    rows: Array,
+    weight: Array,
+    upstream: Array,
+    dx: Array | None,
+    wanted: Collection[str],
+    lane_of: Lane,
+) -> dict[str, Array]:
+    """Write ∂L/∂x into ``dx``, unless it is None, and return the gradients that are wanted.
+
+    Args:
+        algorithm: of :func:`convolve`.
+        rows: images (N, H, W, C).
+        weight: (O, C/groups, kH, kW).
+        upstream: δ (N, OH, OW, O).
+        dx: of the shape of ``rows``.
+        wanted: ``weight``, ``bias``, both or none of them.
+        lane_of: of :func:`convolve`.
+    """
+    matrix = algorithm.matrix(weight)
+    sums: dict[int, dict[str, Array]] = {}  # of each lane
+
+    def work(chunk: slice, lane: int) -> None:
+        scratch, δ = lane_of(lane, rows.dtype), upstream[chunk]
+        part = {}
+        if "weight" in wanted:
+            name = "dmatrix" if lane in sums else "sum of dmatrix"
+            part["weight"] = scratch(name, matrix.shape)
+        if "bias" in wanted:
+            part["bias"] = np.ones(math.prod(δ.shape[:3]), δ.dtype) @ δ.reshape(-1, δ.shape[3])
+        dx_part = None if dx is None else dx[chunk]
+        algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
+        if lane in sums:
+            _add(sums[lane], part)
+        else:
+            sums[lane] = part
+
+    for lane in range(1, for_chunks(len(rows), _images_at_once(algorithm, rows), work)):
+        _add(sums[0], sums[lane])
+    if "weight" in wanted:
+        sums[0]["weight"] = algorithm.weight(sums[0]["weight"])
+    return sums[0]
+
+
+def _images_at_once(algorithm: Algorithm, rows: Array) -> int:
+    height, width, channels = rows.shape[1:]
+    return algorithm.images_at_once(height, width, rows.itemsize * channels)
+
+
 def _add(sums: dict[str, Array], more: dict[str, Array]) -> None:
     for name, part in more.items():
         sums[name] += part
@@ -233,7 +301,7 @@ class Conv2dModule(Module, takes_workspace=True):
         )
         self.in_channels, self.out_channels = int(in_channels), int(out_channels)
         self.groups = int(groups)
-        self.algorithm = _choose(
+        self.algorithm = choose_algorithm(
             algorithm, self.window, self.groups, min(in_channels, out_channels)
         )
         shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
@@ -252,16 +320,7 @@ class Conv2dModule(Module, takes_workspace=True):
         self._remember(rows)
         places = self.window.output_size(*rows.shape[1:3])
         y = self._new("y", (len(x), *places, self.out_channels), rows.dtype)
-        matrix = self.algorithm.matrix(weight)
-
-        def work(chunk: slice, lane: int) -> None:
-            self.algorithm.forward(
-                rows[chunk], matrix, y[chunk], self._scratch_of(lane, rows.dtype)
-            )
-            if "bias" in self.params:
-                y[chunk] += self.params["bias"]
-
-        for_chunks(len(x), self._images_at_once(rows), work)
+        convolve(self.algorithm, rows, weight, self.params.get("bias"), y, self._lane_of)
         return channels_first(y)
 
     def backward(self, dout: Array) -> Array:
@@ -285,38 +344,18 @@ class Conv2dModule(Module, takes_workspace=True):
         places = self.window.output_size(*rows.shape[1:3])
         self._check_dout(dout, (len(rows), self.out_channels, *places))
         upstream = channels_last(dout, np.result_type(dout, rows))
-        matrix = self.algorithm.matrix(self.params["weight"])
-        trained = self.params.keys() - self.frozen
-        sums: dict[int, dict[str, Array]] = {}  # of each lane
+        grads = convolve_backward(
+            self.algorithm,
+            rows,
+            self.params["weight"],
+            upstream,
+            dx,
+            self.params.keys() - self.frozen,
+            self._lane_of,
+        )
+        self.grads.update(grads)
 
-        def work(chunk: slice, lane: int) -> None:
-            scratch, δ = self._scratch_of(lane, rows.dtype), upstream[chunk]
-            part = {}
-            if "weight" in trained:
-                name = "dmatrix" if lane in sums else "sum of dmatrix"
-                part["weight"] = scratch(name, matrix.shape)
-            if "bias" in trained:
-                ones = np.ones(math.prod(δ.shape[:3]), δ.dtype)
-                part["bias"] = ones @ δ.reshape(-1, self.out_channels)
-            dx_part = None if dx is None else dx[chunk]
-            self.algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
-            if lane in sums:
-                _add(sums[lane], part)
-            else:
-                sums[lane] = part
-
-        for lane in range(1, for_chunks(len(rows), self._images_at_once(rows), work)):
-            _add(sums[0], sums[lane])
-        if "weight" in trained:
-            self.grads["weight"] = self.algorithm.weight(sums[0]["weight"])
-        if "bias" in trained:
-            self.grads["bias"] = sums[0]["bias"]
-
-    def _images_at_once(self, rows: Array) -> int:
-        height, width = rows.shape[1:3]
-        return self.algorithm.images_at_once(height, width, rows.itemsize * self.in_channels)
-
-    def _scratch_of(self, lane: int, dtype: DTypeLike) -> Scratch:
+    def _lane_of(self, lane: int, dtype: DTypeLike) -> Scratch:
         """Return what gives this lane arrays to work in."""
         return lambda name, shape: self._scratch(name, lane, shape, dtype)
 
@@ -329,8 +368,15 @@ class Conv2dModule(Module, takes_workspace=True):
         )
 
 
-def _choose(algorithm: str, window: Window, groups: int, channels: int) -> Algorithm:
-    """Return what computes a convolution."""
+def choose_algorithm(algorithm: str, window: Window, groups: int, channels: int) -> Algorithm:
+    """Return what computes a convolution.
+
+    Args:
+        algorithm: one of :data:`ALGORITHMS`.
+        window: of the kernel.
+        groups: of the channels.
+        channels: that go in or come out, the smaller number.
+    """
     fits = Winograd.fits(window) and groups == 1
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")

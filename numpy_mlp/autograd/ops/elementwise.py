@@ -7,9 +7,10 @@ import numpy as np
 from numpy_mlp.autograd.context import Context, needs
 from numpy_mlp.autograd.core import Op
 from numpy_mlp.autograd.gradients import Array
+from numpy_mlp.modules import GELUModule
 
 __all__ = [
-    "ELU", "Add", "Divide", "Exp", "Id", "LeakyReLU", "Log", "Multiply", "Power", "ReLU",
+    "ELU", "GELU", "Add", "Divide", "Exp", "Id", "LeakyReLU", "Log", "Multiply", "Power", "ReLU",
     "Sigmoid", "Sub", "Tanh",
 ]  # fmt: skip
 
@@ -188,3 +189,20 @@ class ELU(Op, pure=True):
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
         return np.asarray(go * np.minimum(context["y"] + 1, 1))
+
+
+class GELU(Op, pure=True):
+    """``x Φ(x)``, as :class:`numpy_mlp.modules.GELUModule` computes it and its derivative.
+
+    ∂L/∂x = go · (Φ(x) + x φ(x)); ``approximate`` is that class's argument.
+    """
+
+    @staticmethod
+    def forward(context: Context, x: Array, *, approximate: str = "none") -> Array:
+        context["layer"] = layer = GELUModule(approximate)  # remembers what its backward reads
+        return layer.forward(x)
+
+    @staticmethod
+    def backward(context: Context, go: Array) -> Array:
+        dx: Array = context["layer"].backward(go)
+        return dx
