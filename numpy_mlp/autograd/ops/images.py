@@ -41,7 +41,8 @@ class Conv2d(Op, pure=True):
         context: Context,
         x: Array,
         weight: Array,
-        *bias: Array,
+        bias: Array | None = None,
+        *,
         stride: Size = 1,
         padding: Size = 0,
         dilation: Size = 1,
@@ -58,9 +59,9 @@ class Conv2d(Op, pure=True):
         method = choose_algorithm(algorithm, window, groups, min(x.shape[1], len(weight)))
         rows = channels_last(x, np.result_type(x, weight))
         y = np.empty((len(x), *window.output_size(*x.shape[2:]), len(weight)), rows.dtype)
-        _convolve(method, rows, weight, bias[0] if bias else None, y, _lanes())
+        _convolve(method, rows, weight, bias, y, _lanes())
         context["method"], context["rows"], context["weight"] = method, rows, weight
-        context["inputs"] = 2 + len(bias)
+        context["inputs"] = 2 if bias is None else 3
         return channels_first(y)
 
     @staticmethod
@@ -79,7 +80,7 @@ class Conv2d(Op, pure=True):
         return tuple(grads.get(name) for name in names)
 
 
-def _check_shapes(x: Array, weight: Array, bias: Sequence[Array], groups: int) -> None:
+def _check_shapes(x: Array, weight: Array, bias: Array | None, groups: int) -> None:
     n_filters = len(weight) if weight.ndim == 4 else 0
     fits = x.ndim == 4 and n_filters and groups >= 1 and not n_filters % groups
     if not fits or x.shape[1] != weight.shape[1] * groups:
@@ -87,8 +88,8 @@ def _check_shapes(x: Array, weight: Array, bias: Sequence[Array], groups: int) -
             f"images of shape {x.shape} and a weight of shape {weight.shape} do not fit; expected "
             f"(N, C, H, W) and (O, C/groups, kH, kW), with groups={groups!r} that divide C and O"
         )
-    if len(bias) > 1 or any(b.shape != (n_filters,) for b in bias):
-        raise ValueError(f"expected one bias ({n_filters},), got {[b.shape for b in bias]}")
+    if bias is not None and bias.shape != (n_filters,):
+        raise ValueError(f"expected a bias ({n_filters},), got shape {bias.shape}")
 
 
 def _lanes() -> Lane:

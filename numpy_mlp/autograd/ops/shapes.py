@@ -114,7 +114,7 @@ class Transpose(Op, pure=True):
 class Pad(Op, pure=True):
     """Constant values around the array, as ``numpy.pad`` writes them; ∂L/∂x is go without them.
 
-    ``width`` is (before, after) for each dimension, or for the last ones, as many as it has pairs:
+    ``widths`` are pairs (before, after), for the last dimensions where there are fewer than those:
     ``((1, 1), (1, 1))`` puts a frame around images (N, C, H, W).
 
     Raises:
@@ -123,11 +123,11 @@ class Pad(Op, pure=True):
 
     @staticmethod
     def forward(
-        context: Context, x: Array, *, width: Sequence[tuple[int, int]], value: float = 0.0
+        context: Context, x: Array, *, widths: Sequence[tuple[int, int]], value: float = 0.0
     ) -> Array:
-        if len(width) > x.ndim:
-            raise ValueError(f"{len(width)} pairs for the {x.ndim} dimensions of shape {x.shape}")
-        pairs = [(0, 0)] * (x.ndim - len(width)) + [(int(a), int(b)) for a, b in width]
+        if len(widths) > x.ndim:
+            raise ValueError(f"{len(widths)} pairs for the {x.ndim} dimensions of shape {x.shape}")
+        pairs = [(0, 0)] * (x.ndim - len(widths)) + [(int(a), int(b)) for a, b in widths]
         context["inside"] = tuple(
             slice(before, before + size) for (before, _), size in zip(pairs, x.shape, strict=True)
         )
