@@ -19,6 +19,14 @@ def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> No
             )
 
 
+def check_last_batch_of(
+    model: str, image_shape: tuple[int, ...], batch_size: int, n_images: int, n_processes: int = 1
+) -> None:
+    """Do so for the convolutional networks that normalise a single value a channel at the end."""
+    if model == "preact-resnet" or (model == "vgg" and image_shape[1] <= 16):
+        check_last_batch(batch_size, n_images, n_processes)
+
+
 def build_schedule(settings: TrainSettings, total_steps: int) -> Schedule:
     """Return the learning rate of each step."""
     lr, warmup_steps = settings.lr, settings.warmup_steps

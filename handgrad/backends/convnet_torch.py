@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from handgrad.backends.common import check_last_batch
+from handgrad.backends.common import check_last_batch_of
 from handgrad.backends.mlp_torch import WATCH_TEST
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.data import Dataset
@@ -71,8 +71,7 @@ def build_model(
 
 def make_model(settings: ConvNetSettings, dataset: Dataset, n_processes: int = 1) -> nn.Module:
     """Return the network, unless its last batch could not be normalised."""
-    # Networks that normalise a single value a channel, at the end.
-    small_images = dataset.image_shape[1] <= 16
-    if settings.model == "preact-resnet" or (settings.model == "vgg" and small_images):
-        check_last_batch(settings.batch_size, len(dataset.train), n_processes)
+    check_last_batch_of(
+        settings.model, dataset.image_shape, settings.batch_size, len(dataset.train), n_processes
+    )
     return build_model(settings, dataset.image_shape, dataset.n_classes)

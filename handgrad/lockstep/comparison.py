@@ -19,7 +19,7 @@ class Moment(NamedTuple):
     Attributes:
         step: counted from 1.
         weights: of the reference, by name.
-        x: images (N, D) of the batch.
+        x: images (N, ...) of the batch, as the network takes them.
         labels: (N,).
         lr: learning rate.
     """
@@ -162,7 +162,7 @@ class Comparison:
         """Take the steps.
 
         Args:
-            batches: images (N, D) and labels (N,).
+            batches: images (N, ...) and labels (N,).
             steps: how many.
             schedule: learning rate of each step, counted from 0.
             after_step: called with the number of each step, counted from 1.

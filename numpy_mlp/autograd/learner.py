@@ -137,7 +137,7 @@ class GraphLearner(NumpyLearner):
             case Conv2dModule():
                 return convolution(layer, x, *parameters)
             case BatchNormModule():
-                return batch_norm(layer, *parameters, x)
+                return batch_norm(layer, parameters[0], parameters[1], x)
             case MaxPool2dModule() | AvgPool2dModule():
                 op = MaxPool2d if isinstance(layer, MaxPool2dModule) else AvgPool2d
                 w = layer.window
@@ -146,7 +146,8 @@ class GraphLearner(NumpyLearner):
                 )
                 return pooled
             case GlobalAvgPoolModule():
-                return x.sum(axis=(2, 3), keepdims=True) * (1 / (x.size(2) * x.size(3)))
+                height, width = x.size()[2:]
+                return x.sum(axis=(2, 3), keepdims=True) * (1 / (height * width))
             case SequentialModule():
                 for key, child in layer.children.items():
                     x = self.apply(child, f"{name}.{key}", x)

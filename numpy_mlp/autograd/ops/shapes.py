@@ -135,7 +135,7 @@ class Pad(Op, pure=True):
 
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
-        return go[context["inside"]]
+        return np.asarray(go[context["inside"]])
 
 
 class Slice(Op, pure=True):
