@@ -172,7 +172,7 @@ def _users_classes(path: Path, ours: Sequence[type]) -> dict[str, type]:
     if not used:
         raise UserError(
             f"--modules {path} has {', '.join(classes)}, none of which this network has; "
-            f"choose another --model or --activation"
+            f"choose another --activation or --model"
         )
     print(f"from {path}: {', '.join(used)}")
     return classes

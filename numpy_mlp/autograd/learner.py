@@ -146,8 +146,7 @@ class GraphLearner(NumpyLearner):
                 )
                 return pooled
             case GlobalAvgPoolModule():
-                height, width = x.size()[2:]
-                return x.sum(axis=(2, 3), keepdims=True) * (1 / (height * width))
+                return x.sum(axis=(2, 3), keepdims=True) * (1 / x.value[0, 0].size)
             case SequentialModule():
                 for key, child in layer.children.items():
                     x = self.apply(child, f"{name}.{key}", x)
