@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NoReturn
+
 import torch
 from torch import Tensor, nn
 
@@ -36,9 +39,35 @@ class AffineModule(nn.Module):
         """``beta`` under PyTorch's name."""
         return self.beta
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot be scripted, as TorchScript knows neither its checks "
+            f"nor a backward pass in Python; use torch.export.export or torch.jit.trace instead of "
+            f"torch.jit.script"
+        )
+
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
         return f"{self.n_neurons}, eps={self.eps}"
+
+
+def formula_wanted() -> bool:
+    """Say whether others than autograd differentiate, or record, what is computed now.
+
+    torch.func's transforms (vmap, grad, ...) take a function apart themselves, and torch.export and
+    torch.jit.trace keep its operations: none of them can use a backward pass in Python.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or transformed() or _is_exporting()
+
+
+def transformed() -> bool:
+    """Say whether one of torch.func's transforms is at work."""
+    return bool(torch._C._are_functorch_transforms_active())
+
+
+# Releases before 2.7 do not say.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def check_input(layer: str, x: Tensor, n_neurons: int) -> None:

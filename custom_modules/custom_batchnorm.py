@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modules.affine import AffineModule, channels, check_input, statistics_dtype
+from custom_modules.affine import (
+    AffineModule,
+    channels,
+    check_input,
+    formula_wanted,
+    statistics_dtype,
+    transformed,
+)
 
 
 class _BatchNorm(AffineModule):
@@ -40,6 +47,32 @@ class _BatchNorm(AffineModule):
             if self.momentum is None:
                 return 1 / float(self.num_batches_tracked)
         return 0.0 if self.momentum is None else self.momentum
+
+    def _formula(self, input: Tensor) -> Tensor:
+        """Return ``gamma · x_hat + beta`` by operations that autograd knows."""
+        try:
+            return self._operations(input)
+        except RuntimeError as error:
+            if not (transformed() and self.training and self.track_running_stats):
+                raise
+            raise RuntimeError(
+                f"{type(self).__name__}: this transform of torch.func cannot change running "
+                f"statistics in place; use .eval(), or track_running_stats=False"
+            ) from error
+
+    def _operations(self, input: Tensor) -> Tensor:
+        momentum = self._check_and_count(input)
+        x = input.to(statistics_dtype(input))
+        dims, shape, n = layout(x)
+        if self.training or self.running_mean is None or self.running_var is None:
+            mean = x.mean(dims)  # (C,)
+            centred = x - mean.view(shape)
+            var = centred.square().mean(dims)  # (C,)
+            update_running(self.running_mean, self.running_var, mean, var, n, momentum)
+        else:
+            centred, var = x - self.running_mean.view(shape), self.running_var.to(x.dtype)
+        x_hat = centred * torch.rsqrt(var + self.eps).view(shape)
+        return (self.gamma.view(shape) * x_hat + self.beta.view(shape)).to(input.dtype)
 
     def extra_repr(self) -> str:
         """Show the arguments when the module is printed."""
@@ -84,18 +117,7 @@ class CustomBatchNormAutograd(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``gamma · x_hat + beta``."""
-        momentum = self._check_and_count(input)
-        x = input.to(statistics_dtype(input))
-        dims, shape, n = layout(x)
-        if self.training or self.running_mean is None or self.running_var is None:
-            mean = x.mean(dims)  # (C,)
-            centred = x - mean.view(shape)
-            var = centred.square().mean(dims)  # (C,)
-            update_running(self.running_mean, self.running_var, mean, var, n, momentum)
-        else:
-            centred, var = x - self.running_mean.view(shape), self.running_var.to(x.dtype)
-        x_hat = centred * torch.rsqrt(var + self.eps).view(shape)
-        return (self.gamma.view(shape) * x_hat + self.beta.view(shape)).to(input.dtype)
+        return self._formula(input)
 
 
 class CustomBatchNormManualFunction(torch.autograd.Function):
@@ -109,6 +131,8 @@ class CustomBatchNormManualFunction(torch.autograd.Function):
 
     Kept for backward: ``input`` and ``gamma`` themselves, and (C,) for mean and inv_std; of these,
     only what the gradients that are asked for read. x_hat, as large as the input, is recomputed.
+
+    For torch.func's transforms, take :class:`CustomBatchNormManualModule`.
     """
 
     @staticmethod
@@ -253,7 +277,8 @@ class CustomBatchNormManualFunction(torch.autograd.Function):
 class CustomBatchNormManualModule(_BatchNorm):
     """:class:`CustomBatchNormAutograd` with the backward pass written by hand.
 
-    Arguments, shapes, errors and results are the same.
+    Arguments, shapes, errors and results are the same. Under torch.func's transforms, torch.export
+    and torch.jit.trace, which cannot use it, the backward pass is autograd's.
 
     Example:
         >>> layer = CustomBatchNormManualModule(3)
@@ -265,6 +290,8 @@ class CustomBatchNormManualModule(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``gamma · x_hat + beta``."""
+        if formula_wanted():
+            return self._formula(input)
         momentum = self._check_and_count(input)
         y: Tensor = CustomBatchNormManualFunction.apply(
             input,

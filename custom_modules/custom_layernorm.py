@@ -7,10 +7,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from custom_modules.affine import AffineModule, channels, check_input, statistics_dtype
+from custom_modules.affine import (
+    AffineModule,
+    channels,
+    check_input,
+    formula_wanted,
+    statistics_dtype,
+)
 
 
-class CustomLayerNormAutograd(AffineModule):
+class _LayerNorm(AffineModule):
+    """What the two modules below share."""
+
+    def _formula(self, input: Tensor) -> Tensor:
+        """Return ``gamma · x_hat + beta`` by operations that autograd knows."""
+        check_input(type(self).__name__, input, self.n_neurons)
+        x = input.to(statistics_dtype(input))
+        dims, shape = ((1,), (-1,)) if x.ndim == 2 else ((1, 2, 3), (-1, 1, 1))
+        centred = x - x.mean(dims, keepdim=True)
+        var = centred.square().mean(dims, keepdim=True)
+        x_hat = centred * torch.rsqrt(var + self.eps)
+        return (self.gamma.view(shape) * x_hat + self.beta.view(shape)).to(input.dtype)
+
+
+class CustomLayerNormAutograd(_LayerNorm):
     """Standardise each sample over all its values, then scale and shift; autograd differentiates.
 
     ``x_hat = (x - μ) / √(σ² + eps)``, ``y = gamma · x_hat + beta``, with μ and σ² the mean and the
@@ -35,13 +55,7 @@ class CustomLayerNormAutograd(AffineModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``gamma · x_hat + beta``."""
-        check_input("CustomLayerNormAutograd", input, self.n_neurons)
-        x = input.to(statistics_dtype(input))
-        dims, shape = ((1,), (-1,)) if x.ndim == 2 else ((1, 2, 3), (-1, 1, 1))
-        centred = x - x.mean(dims, keepdim=True)
-        var = centred.square().mean(dims, keepdim=True)
-        x_hat = centred * torch.rsqrt(var + self.eps)
-        return (self.gamma.view(shape) * x_hat + self.beta.view(shape)).to(input.dtype)
+        return self._formula(input)
 
 
 class CustomLayerNormManualFunction(torch.autograd.Function):
@@ -52,6 +66,8 @@ class CustomLayerNormManualFunction(torch.autograd.Function):
 
     Kept for backward: ``input`` and ``gamma`` themselves, and (N,) for mean and inv_std; of these,
     only what the gradients that are asked for read. x_hat, as large as the input, is recomputed.
+
+    For torch.func's transforms, take :class:`CustomLayerNormManualModule`.
     """
 
     @staticmethod
@@ -159,10 +175,11 @@ class CustomLayerNormManualFunction(torch.autograd.Function):
         )
 
 
-class CustomLayerNormManualModule(AffineModule):
+class CustomLayerNormManualModule(_LayerNorm):
     """:class:`CustomLayerNormAutograd` with the backward pass written by hand.
 
-    Arguments, shapes, errors and results are the same.
+    Arguments, shapes, errors and results are the same. Under torch.func's transforms, torch.export
+    and torch.jit.trace, which cannot use it, the backward pass is autograd's.
 
     Example:
         >>> layer = CustomLayerNormManualModule(3)
@@ -172,6 +189,8 @@ class CustomLayerNormManualModule(AffineModule):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``gamma · x_hat + beta``."""
+        if formula_wanted():
+            return self._formula(input)
         check_input("CustomLayerNormManualModule", input, self.n_neurons)
         y: Tensor = CustomLayerNormManualFunction.apply(input, self.gamma, self.beta, self.eps)
         return y

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from handgrad.backends.registry import NETWORKS, Network
+from handgrad.console import streams
 from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import DataError, UserError
 from handgrad.files import read_json, user_path
@@ -54,8 +55,8 @@ def train(
     Raises:
         UserError: a setting is unknown or not acceptable, the data are missing or damaged, or the
             loss is not finite any more.
-        StoppedError: Ctrl-C (in a notebook, the stop button) or SIGTERM while it trained, in the
-            main thread; the run is saved, and can be resumed.
+        StoppedError: Ctrl-C (in a notebook, the stop button), SIGTERM or SIGHUP while it trained,
+            in the main thread; the run is saved, and can be resumed.
     """
     if not isinstance(network, str) or network not in NETWORKS:
         raise UserError(f"network {network!r} is unknown{nearest(str(network), list(NETWORKS))}")
@@ -68,7 +69,7 @@ def train(
     try:
         command = _command(row, preset, resume, settings)
         backend = row.backend()
-        with backend.session():
+        with streams(), backend.session():
             run = Run(command, backend, observers)
             run.complete()
     except UserError as error:
@@ -98,7 +99,8 @@ def _command(
             "target_accuracy decides the exit status of a command; look at "
             'run.summary["test_accuracy"] instead'
         )
-    whole = compose(kind, network.presets, None if preset is None else str(preset), given)
+    preset = None if preset is None else str(preset)
+    whole = compose(kind, network.presets, preset, given, resumes=resume is not None)
     options = options_for(whole)
     if resume is not None:
         resume = user_path(resume)
@@ -115,6 +117,10 @@ class _Call(Command[Any]):
         """Return the call that goes on with the run in ``folder``."""
         network = self.invocation.removeprefix("train-")
         return f"handgrad.train({network!r}, resume={str(folder.absolute())!r})"
+
+    def spelled(self, text: str) -> str:
+        """Return ``text`` with options as arguments."""
+        return _as_arguments(text, NETWORKS[self.invocation.removeprefix("train-")])
 
 
 def _plain(kind: type, name: str, value: Any) -> Any:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import difflib
 import functools
 import os
 import re
+import stat
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +21,15 @@ from typing import Any, NoReturn
 from handgrad.errors import DivergedError, StorageError, UserError
 from handgrad.files import user_path
 from handgrad.version import __version__
+
+# What stands for a character that a stream cannot encode: one for one, where columns stand below
+# one another. Others are written as Python writes them, \u732b.
+_STANDS_FOR = {
+    "×": "x", "·": "*", "±": "+-", "²": "^2", "√": "sqrt", "Σ": "sum", "∂": "d", "Δ": "d",
+    "α": "alpha", "≤": "<=", "≥": ">=", "→": "->", "⇒": "=>", "–": "-", "—": "-", "…": "...",
+    "│": "|", "█": "#", "�": "?",
+}  # fmt: skip
+_ERRORS = "handgrad"  # name of the handler below, as "replace" is one
 
 
 class _Formatter(argparse.HelpFormatter):
@@ -87,7 +99,7 @@ def guarded(main: Callable[[], int]) -> int:
     Ctrl-C gives 130, a closed pipe (``| head``) ends quietly with 141. Mistakes of this program
     keep their traceback. Where standard output or error is closed, what goes there is lost.
     """
-    with _streams():
+    with streams():
         return _guarded(main)
 
 
@@ -120,18 +132,53 @@ def _guarded(main: Callable[[], int]) -> int:
 
 
 @contextmanager
-def _streams() -> Iterator[None]:
-    """Put streams in place of those that are closed.
+def streams() -> Iterator[None]:
+    """Make standard output and error take whatever is printed.
 
-    Python has None for them then, and print(file=None) would write to the other one.
+    In place of one that is closed, for which Python has None, stands one that leads nowhere:
+    print(file=None) would write to the other one. What one cannot encode is spelled out.
     """
     with ExitStack() as stack:
         for name in ("stdout", "stderr"):
-            if getattr(sys, name) is None:
+            stream = getattr(sys, name)
+            if stream is None:
                 nowhere = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 setattr(sys, name, nowhere)
                 stack.callback(setattr, sys, name, None)
+            elif hasattr(stream, "reconfigure"):
+                stack.callback(_set_errors, stream, stream.errors)
+                _set_errors(stream, _ERRORS)
         yield
+
+
+def _set_errors(stream: Any, errors: str) -> None:
+    with contextlib.suppress(OSError, ValueError):  # it writes first what it holds
+        stream.reconfigure(errors=errors)
+
+
+def _spell_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # a byte of a file's name that is no character
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    plain = character.encode("ascii", "backslashreplace").decode()
+    return _STANDS_FOR.get(character, plain), error.start + 1
+
+
+codecs.register_error(_ERRORS, _spell_out)
+
+
+def let_go_of_lost_terminals() -> None:
+    """Let what is printed go nowhere from here on, where it went to a terminal that is gone.
+
+    Printing there raises an error, at the moment when there is a run to be saved.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor = stream.fileno()
+            is_device = stat.S_ISCHR(os.fstat(descriptor).st_mode)
+            if is_device and not os.isatty(descriptor):  # as one that hangs up is none
+                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def requires_torch() -> None:
@@ -165,10 +212,15 @@ def _version(package: str) -> str:
 
 
 def _complain(message: str, everywhere: bool = False) -> int:
-    # Of several processes on a machine that all fail alike, the first speaks.
-    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {_one_line(message)}", file=sys.stderr)
+    remark(f"error: {message}", everywhere)
     return 2
+
+
+def remark(message: str, everywhere: bool = False) -> None:
+    """Print one line to standard error."""
+    # Of several processes on a machine that all say the same, the first speaks.
+    if everywhere or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(_one_line(message), file=sys.stderr)
 
 
 def _one_line(text: object) -> str:

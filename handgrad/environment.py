@@ -59,6 +59,12 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+def blas_threads() -> int | None:
+    """Return how many threads NumPy's matrix products may use; None where nobody knows."""
+    pools = [pool for pool in threadpool_info() if pool.get("user_api") == "blas"]
+    return max((int(pool["num_threads"]) for pool in pools), default=None)
+
+
 def held_by() -> dict[str, str]:
     """Return the environment variables that choose for OpenBLAS, with their values."""
     return {name: os.environ[name] for name in HOLDS if os.environ.get(name)}

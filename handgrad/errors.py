@@ -4,11 +4,23 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message names the value, what was expected, what to do."""
+    """Something the user can mend: the message names the value, what was expected, what to do.
+
+    Of a message that a damaged file makes long, the middle is left out.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > 1000:
+            message = f"{message[:600]} … {message[-200:]}"
+        super().__init__(message)
 
 
 class DataError(UserError):
     """A data file is missing, truncated, damaged or not what it should be."""
+
+
+# What a line about a damaged file advises. Nobody is told to delete what may be all they have.
+FETCH_AGAIN = "move it away and fetch it again, or point --data-dir at another folder"
 
 
 class StorageError(UserError):

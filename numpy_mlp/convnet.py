@@ -29,6 +29,7 @@ from numpy_mlp.modules import (
 from numpy_mlp.modules.module import Array
 from numpy_mlp.modules.window import channels_last
 from numpy_mlp.network import Network
+from numpy_mlp.randomness import Source, as_generator
 
 Shape = tuple[int, int, int]
 """Of an image: (C, H, W)."""
@@ -64,11 +65,10 @@ class ConvNet(Network):
 class _Maker:
     """Makes layers of one type of number, their weights from one generator."""
 
-    def __init__(self, dtype: DTypeLike, rng: np.random.Generator | None) -> None:
+    def __init__(self, dtype: DTypeLike, rng: Source) -> None:
         # One stream for the weights, one for the masks of dropout, as in the MLP.
         self.dtype = dtype
-        rng = np.random.default_rng() if rng is None else rng
-        self.rng, self.dropout_rng = rng.spawn(2)
+        self.rng, self.dropout_rng = as_generator(rng).spawn(2)
 
     def conv(
         self, n_in: int, n_out: int, kernel_size: int = 3, *, padding: int = 1, bias: bool = True
@@ -110,7 +110,7 @@ def vgg(
     n_classes: int,
     *,
     dtype: DTypeLike = np.float64,
-    rng: np.random.Generator | None = None,
+    rng: Source = None,
 ) -> ConvNet:
     """Return the small VGG of Amsterdam's course of 2018, :class:`torch_models.ConvNet`.
 
@@ -133,7 +133,7 @@ def preact_resnet(
     n_classes: int,
     *,
     dtype: DTypeLike = np.float64,
-    rng: np.random.Generator | None = None,
+    rng: Source = None,
 ) -> ConvNet:
     """Return the course's variant of 2020, :class:`torch_models.PreActResNet`.
 
@@ -157,7 +157,7 @@ def small_vgg(
     n_classes: int,
     *,
     dtype: DTypeLike = np.float64,
-    rng: np.random.Generator | None = None,
+    rng: Source = None,
 ) -> ConvNet:
     """Return a VGG of three stages for images as simple as MNIST's, :class:`torch_models.SmallVGG`.
 
@@ -176,7 +176,7 @@ def vu_convnet(
     n_classes: int,
     *,
     dtype: DTypeLike = np.float64,
-    rng: np.random.Generator | None = None,
+    rng: Source = None,
 ) -> ConvNet:
     """Return Vrije Universiteit's network for MNIST, :class:`torch_models.VUConvNet`.
 
@@ -199,7 +199,7 @@ def fast(
     *,
     widths: Sequence[int] = (64, 256, 256),
     dtype: DTypeLike = np.float64,
-    rng: np.random.Generator | None = None,
+    rng: Source = None,
 ) -> ConvNet:
     """Return the network that learns with the least arithmetic, ``torch_models.FastConvNet``.
 

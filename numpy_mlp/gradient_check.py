@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from numpy_mlp.modules.module import Array
+from numpy_mlp.modules.module import Array, underflow_is_zero
+from numpy_mlp.randomness import Source, as_generator
 
 
 def eval_numerical_gradient(
@@ -36,6 +37,7 @@ def eval_numerical_gradient(
     return grad
 
 
+@underflow_is_zero
 def eval_numerical_gradient_array(
     f: Callable[[Array], Array], x: Array, df: Array | float, h: float = 1e-5
 ) -> Array:
@@ -49,9 +51,9 @@ def eval_numerical_gradient_array(
         h: half the width of the difference.
 
     Raises:
-        ValueError: ``x`` holds integers, to which h would be lost.
+        ValueError: ``x`` holds integers or float16, to which h would be lost.
     """
-    if not np.issubdtype(x.dtype, np.floating):
+    if x.dtype.kind != "f" or x.dtype.itemsize < 4:
         raise ValueError(f"a numerical gradient needs a floating-point x, got {x.dtype}")
     grad = np.zeros_like(x)
     for index in np.ndindex(x.shape):
@@ -156,11 +158,12 @@ def compare_gradients(
     )
 
 
+@underflow_is_zero
 def check_gradients(
     module: Any,
     x: Array,
     *,
-    rng: np.random.Generator,
+    rng: Source = None,
     h: float = 1e-5,
     tolerance: float = 1e-6,
 ) -> GradientReport:
@@ -175,7 +178,7 @@ def check_gradients(
         module: has ``forward(x)`` and ``backward(dout) -> dx``, and perhaps ``params`` and
             ``grads`` (dictionaries of arrays), as the layers of this package and MLP do.
         x: float64 input.
-        rng: source of the upstream gradient.
+        rng: source of the upstream gradient, a generator or a seed; by default NumPy's global one.
         h: half the width of the differences.
         tolerance: largest relative error that passes.
 
@@ -192,13 +195,15 @@ def check_gradients(
                 f"np.asarray({name}, dtype=np.float64)"
             )
 
+    x = np.array(x)  # to be changed an entry at a time, whatever the caller's allows
+
     def forward(_: Array) -> Array:
         out: Array = copy.deepcopy(module).forward(x.copy())
         return out
 
     worker = copy.deepcopy(module)
     out = _unmodified(module, "forward", worker.forward, x)
-    dout = rng.standard_normal(np.shape(out))
+    dout = as_generator(rng).standard_normal(np.shape(out))
     dx = _unmodified(module, "backward", worker.backward, dout)
     grads: dict[str, Array] = getattr(worker, "grads", {})
     for name in params:
@@ -230,6 +235,7 @@ def _unmodified(module: Any, method: str, call: Callable[[Array], Any], argument
     return result
 
 
+@underflow_is_zero
 def check_loss_gradient(
     loss: Any, x: Array, y: Array, *, h: float = 1e-5, tolerance: float = 1e-6
 ) -> GradientReport:
@@ -242,5 +248,6 @@ def check_loss_gradient(
         h: half the width of the differences.
         tolerance: largest relative error that passes.
     """
+    x = np.array(x)
     numerical = eval_numerical_gradient(lambda x_: loss.forward(x_, y), x, h=h)
     return GradientReport((compare_gradients("x", loss.backward(x, y), numerical, tolerance),))

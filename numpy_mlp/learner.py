@@ -12,7 +12,8 @@ import numpy as np
 
 from numpy_mlp.anomaly import detect_anomaly, explain
 from numpy_mlp.modules import DropoutModule, SoftMaxCrossEntropyModule
-from numpy_mlp.modules.module import Array, Module, is_parametric
+from numpy_mlp.modules.losses import class_indices
+from numpy_mlp.modules.module import Array, Module, is_parametric, underflow_is_zero
 from numpy_mlp.modules.softmax import softmax
 from numpy_mlp.network import Network
 from numpy_mlp.optim import Optimizer
@@ -24,13 +25,13 @@ class NumpyLearner:
 
     Args:
         model: the network.
-        optimizer: made with ``list(model.trained_parameters().values())``.
+        optimizer: made with ``model.trained_parameters()``.
         label_smoothing: share of each training label that all classes get alike.
         detect_anomaly: check every output and gradient of every layer, and stop at the first that
             is not finite. Without it the loss is checked, and a gradient is noticed by what it did,
             a step later.
 
-    Shapes: images (N, ...), as the network takes them; labels (N,), integers.
+    Shapes: images (N, ...), as the network takes them; labels (N,), integers, or one-hot (N, C).
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class NumpyLearner:
             self._places.setdefault(layer, []).append((place, key))
         assert len(optimizer.params) == sum(map(len, self._places.values())), "too many parameters"
 
+    @underflow_is_zero
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
         """Update the weights on one batch; return its mean loss and its correct predictions.
 
@@ -65,6 +67,8 @@ class NumpyLearner:
         self.optimizer.lr = lr
         with self.workspace.lent_to(self.model.modules()), self._watching():
             logits = self.model.logits(images)
+            if np.ndim(labels) != 1:
+                labels = class_indices(labels, *logits.shape)
             loss, dlogits = self.loss.loss_and_gradient(logits, labels)
             self._check_loss(loss, images)
             if self.optimizer.whole_steps:
@@ -78,6 +82,10 @@ class NumpyLearner:
     def _update(self, layer: Module) -> None:
         """Update the parameters of a layer, whose gradients have just been made."""
         for place, key in self._places.get(layer, ()):
+            assert self.optimizer.params[place] is layer.params[key], (
+                f"{key} of {layer} is another array than the optimizer updates; to change a "
+                f"parameter, write into its array: params[{key!r}][...] = value"
+            )
             self.optimizer.update(place, layer.grads[key])
 
     def _grads(self) -> list[Array]:
@@ -94,11 +102,13 @@ class NumpyLearner:
             return detect_anomaly(self.model)
         return contextlib.nullcontext()
 
+    @underflow_is_zero
     def eval_step(self, images: Array, labels: Array) -> tuple[float, Array]:
         """Return the mean loss of a batch and the predicted classes (N,)."""
         logits = self._eval_logits(images)
         return self.loss.forward(logits, labels), logits.argmax(axis=1)
 
+    @underflow_is_zero
     def probabilities(self, images: Array) -> Array:
         """Return the probabilities of the classes, (N, K), for a batch."""
         return softmax(self._eval_logits(images))

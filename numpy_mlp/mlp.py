@@ -23,6 +23,7 @@ from numpy_mlp.modules import (
     TanhModule,
 )
 from numpy_mlp.network import Network
+from numpy_mlp.randomness import Source, as_generator
 
 # Each activation with the gain of the weights after it: √2 makes up for the half that ReLU zeroes
 # (He et al. 2015), and is the courses' choice for ELU; 1 and 5/3 are torch.nn.init's.
@@ -43,7 +44,8 @@ class MLP(Network):
 
     Args:
         n_inputs: number of input features D.
-        n_hidden: widths of the hidden layers; an empty list is multinomial logistic regression.
+        n_hidden: widths of the hidden layers, or the width of the only one; an empty list is
+            multinomial logistic regression.
         n_classes: number of classes C.
         neg_slope: slope below zero of a leaky ReLU; given, it selects that activation.
         activation: one of :data:`ACTIVATIONS`.
@@ -51,7 +53,8 @@ class MLP(Network):
         input_dropout: probability of dropping an input; 0 adds no layer.
         batch_norm: normalise before each activation.
         dtype: ``float32`` or ``float64``, of the parameters and so of the computation.
-        rng: source of the initial weights and of the dropout masks.
+        rng: source of the initial weights and of the dropout masks, a generator or a seed; by
+            default NumPy's global one, so that ``np.random.seed(0)`` decides.
         weight_std: initial standard deviation of every weight, instead of Kaiming's.
 
     Shapes: ``forward`` maps (N, D), or images (N, ...) of D values each, to probabilities (N, C);
@@ -64,7 +67,7 @@ class MLP(Network):
     def __init__(
         self,
         n_inputs: int,
-        n_hidden: Sequence[int],
+        n_hidden: Sequence[int] | int,
         n_classes: int,
         neg_slope: float | None = None,
         *,
@@ -73,19 +76,20 @@ class MLP(Network):
         input_dropout: float = 0.0,
         batch_norm: bool = False,
         dtype: DTypeLike = np.float64,
-        rng: np.random.Generator | None = None,
+        rng: Source = None,
         weight_std: float | None = None,
     ) -> None:
+        if isinstance(n_hidden, int | np.integer):
+            n_hidden = [int(n_hidden)]
         if neg_slope is not None:
             activation = "leaky_relu"
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"unknown activation {activation!r}, expected one of {list(ACTIVATIONS)}"
             )
-        rng = np.random.default_rng() if rng is None else rng
         # One stream for the weights, one for the masks: the initial weights do not depend on
         # whether dropout is on.
-        init_rng, dropout_rng = rng.spawn(2)
+        init_rng, dropout_rng = as_generator(rng).spawn(2)
         make_activation, gain = ACTIVATIONS[activation]
         if neg_slope is not None:
             gain = math.sqrt(2.0 / (1.0 + neg_slope**2))  # He et al. 2015, equation 15

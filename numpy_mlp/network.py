@@ -114,7 +114,10 @@ class Network:
 
     @property
     def grads(self) -> dict[str, Array]:
-        """The gradients of the last backward pass, with the names of :attr:`params`."""
+        """The gradients of the last backward pass, with the names of :attr:`params`.
+
+        The arrays stay the same ones: each backward pass writes into them.
+        """
         return {name: layer.grads[key] for name, layer, key in self.named_parameters()}
 
     def named_parameters(self) -> Iterator[tuple[str, Module, str]]:

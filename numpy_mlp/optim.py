@@ -7,12 +7,13 @@ parameters in place; ``state_dict`` returns everything needed to go on bit for b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from numpy_mlp.modules.module import Array
-from numpy_mlp.parallel import for_chunks
+from numpy_mlp.modules.module import Array, as_real, underflow_is_zero
+
+Arrays = Iterable[Array] | Mapping[str, Array]
 
 _PIECE = 1 << 16  # values updated at a time: 256 KiB an array in float32
 
@@ -25,7 +26,8 @@ class Optimizer:
     formula of ten operations then reads each array from memory once, not ten times.
 
     Args:
-        params: C-contiguous arrays that :meth:`step` changes in place.
+        params: arrays of floats that :meth:`step` changes in place, or a dictionary of them, as
+            ``model.params`` is. float16 is updated in float32, and has its state in it.
         lr: learning rate; may be set between steps.
         weight_decay: of all parameters, or of each.
 
@@ -33,18 +35,22 @@ class Optimizer:
         whole_steps: whether :meth:`step` is faster than one :meth:`update` after the other.
 
     Raises:
-        ValueError: ``lr`` is negative or not finite, or ``weight_decay`` is negative.
+        ValueError: ``lr`` is negative or not finite, ``weight_decay`` is negative, or a parameter
+            is read-only.
+        TypeError: a parameter is no array of floats.
     """
 
     slots: tuple[str, ...] = ()
     whole_steps = False
 
     def __init__(
-        self, params: Sequence[Array], lr: float, weight_decay: float | Sequence[float] = 0.0
+        self, params: Arrays, lr: float, weight_decay: float | Sequence[float] = 0.0
     ) -> None:
         if not 0 <= lr < math.inf:
             raise ValueError(f"learning rate must be >= 0 and finite, got {lr!r}")
-        self.params = list(params)
+        self._names = list(params) if isinstance(params, Mapping) else None
+        self.params = _parameters(params)
+        self._dtypes = [np.result_type(p, np.float32) for p in self.params]
         self.lr = lr
         of_each = weight_decay if isinstance(weight_decay, Sequence) else [weight_decay]
         if not all(decay >= 0 for decay in of_each):
@@ -52,15 +58,34 @@ class Optimizer:
         self.weight_decay = [*of_each] * (len(self.params) if len(of_each) == 1 else 1)
         assert len(self.weight_decay) == len(self.params), "a weight decay for each parameter"
         self.step_count = 0
-        self.state = [{slot: np.zeros_like(p) for slot in self.slots} for p in self.params]
+        self.state = [
+            {slot: np.zeros_like(p, dtype) for slot in self.slots}
+            for p, dtype in zip(self.params, self._dtypes, strict=True)
+        ]
         self._scratch: Array = np.empty(0)
 
-    def step(self, grads: Sequence[Array]) -> None:
-        """Update every parameter from its gradient."""
+    @underflow_is_zero
+    def step(self, grads: Arrays) -> None:
+        """Update every parameter from its gradient.
+
+        Args:
+            grads: in the order of the parameters, or a dictionary with their names.
+        """
+        if isinstance(grads, Mapping):
+            if self._names is None:
+                raise TypeError(
+                    "gradients by name need parameters by name: make the optimizer with "
+                    "model.params, or give list(grads.values())"
+                )
+            grads = [grads[name] for name in self._names]
+        grads = list(grads)
         assert len(grads) == len(self.params), (
             f"got {len(grads)} gradients for {len(self.params)} parameters"
         )
         self.begin_step()
+        self._update_all(grads)
+
+    def _update_all(self, grads: Sequence[Array]) -> None:
         for index, grad in enumerate(grads):
             self.update(index, grad)
 
@@ -76,15 +101,20 @@ class Optimizer:
         once nothing reads the old value of the parameter any more.
         """
         param, state = self.params[index], self.state[index]
+        grad = as_real(grad, "a gradient")
         assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
-        flat_param, flat_grad = _flat(param), np.ravel(grad)
-        flat_state = {slot: _flat(array) for slot, array in state.items()}
-        size = min(param.size, _PIECE)
-        if self._scratch.dtype != param.dtype or self._scratch.size < size:
-            self._scratch = np.empty(size, param.dtype)
+        # In the order of the memory, which the filters of a convolution have their own of.
+        order = np.argsort([-abs(s) for s in param.strides], kind="stable")
+        flat_param, flat_grad = (a.transpose(order).reshape(-1) for a in (param, grad))
+        flat_state = {slot: a.transpose(order).reshape(-1) for slot, a in state.items()}
+        size, dtype = min(param.size, _PIECE), self._dtypes[index]
+        if self._scratch.dtype != dtype or self._scratch.size < size:
+            self._scratch = np.empty(size, dtype)
         for start in range(0, param.size, _PIECE):
             piece = slice(start, start + _PIECE)
             part = flat_param[piece]
+            if part.dtype != dtype:
+                part = part.astype(dtype)
             self._update(
                 part,
                 flat_grad[piece],
@@ -92,6 +122,10 @@ class Optimizer:
                 self._scratch[: part.size],
                 self.weight_decay[index],
             )
+            if param.dtype != dtype:
+                flat_param[piece] = part
+        if not np.may_share_memory(flat_param, param):  # what was updated is a copy
+            param.transpose(order)[...] = flat_param.reshape(param.transpose(order).shape)
 
     def _update(
         self,
@@ -134,7 +168,7 @@ class SGD(Optimizer):
     is outside it, and the first step is a plain one.
 
     Args:
-        params: arrays to train.
+        params: arrays to train, or a dictionary of them.
         lr: learning rate.
         momentum: share of the buffer that survives a step, in [0, 1).
         weight_decay: L2 penalty, added to the gradient; of all parameters, or of each.
@@ -150,7 +184,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float,
         *,
         momentum: float = 0.0,
@@ -199,7 +233,7 @@ class AdamW(Optimizer):
     weight_decay · θ.
 
     Args:
-        params: arrays to train.
+        params: arrays to train, or a dictionary of them.
         lr: learning rate.
         betas: decay rates (β₁, β₂) of the two moments, each in [0, 1).
         eps: added to the denominator.
@@ -216,7 +250,7 @@ class AdamW(Optimizer):
 
     def __init__(
         self,
-        params: Sequence[Array],
+        params: Arrays,
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -260,127 +294,27 @@ class AdamW(Optimizer):
         param -= scratch
 
 
-class Muon(Optimizer):
-    """Momentum made orthogonal for filters, Nesterov's momentum for all other parameters.
-
-    A filter bank is a matrix, O rows of C·kH·kW. Its step has the directions of the momentum, all
-    of the same size: ``b = momentum · b + ∇L``, ``θ -= lr · orthogonalize(∇L + momentum · b)``.
-    Before it, θ is scaled to the norm √O, as batch normalisation after a convolution makes its
-    outputs independent of the filters' scale. Everything else is trained as by :class:`SGD` with
-    ``nesterov``, with a learning rate of its own and a decoupled decay: ``θ *= 1 - share ·
-    weight_decay``, ``b = rest_momentum · b + ∇L``, ``θ -= rate · (∇L + rest_momentum · b)``, where
-    share = lr / ``top_lr``, the place in the schedule.
-
-    Args:
-        params: arrays to train; those of four axes are filters.
-        lr: learning rate of the filters, at its highest.
-        momentum: share of the filters' buffer that survives a step, in [0, 1).
-        rest_lr: learning rate of each parameter that is no filter, when the filters' is ``lr``.
-        rest_momentum: of those.
-        weight_decay: share by which those shrink in a step, when the filters' rate is ``lr``.
-        steps: of the iteration in :func:`orthogonalize`.
-
-    Raises:
-        ValueError: a value is out of range.
-
-    Source: Jordan et al., *Muon: An optimizer for hidden layers in neural networks*, 2024.
-    """
-
-    slots: tuple[str, ...] = ("momentum_buffer",)
-    whole_steps = True
-
-    def __init__(
-        self,
-        params: Sequence[Array],
-        lr: float,
-        *,
-        momentum: float = 0.6,
-        rest_lr: float | Sequence[float] = 0.1,
-        rest_momentum: float = 0.85,
-        weight_decay: float | Sequence[float] = 0.0,
-        steps: int = 3,
-    ) -> None:
-        for name, value in (("momentum", momentum), ("rest_momentum", rest_momentum)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {value!r}")
-        super().__init__(params, lr, weight_decay)
-        rates = rest_lr if isinstance(rest_lr, Sequence) else [rest_lr] * len(self.params)
-        if len(rates) != len(self.params) or not all(0 <= rate < math.inf for rate in rates):
+def _parameters(params: Arrays) -> list[Array]:
+    """Return the arrays; an error unless they are floats that may be written to."""
+    if isinstance(params, np.ndarray):
+        raise TypeError("params is one array, expected a list of arrays; give [array]")
+    params = list(params.values() if isinstance(params, Mapping) else params)
+    for i, param in enumerate(params):
+        if not isinstance(param, np.ndarray) or param.dtype.kind != "f":
+            kind = param.dtype if isinstance(param, np.ndarray) else type(param).__name__
+            hint = "; give the node's value" if hasattr(param, "value") else ""
+            raise TypeError(f"parameter {i} is {kind}, expected an array of floats{hint}")
+        if not param.flags.writeable:
             raise ValueError(
-                f"rest_lr must be >= 0 and finite, for each parameter, got {rest_lr!r}"
+                f"parameter {i} is read-only, but training changes it in place; give a copy"
             )
-        self.top_lr, self.rest_lr = lr, list(rates)
-        self.momentum, self.rest_momentum, self.steps = momentum, rest_momentum, steps
-
-    def step(self, grads: Sequence[Array]) -> None:
-        """Update every parameter from its gradient, several at the same time."""
-        self.begin_step()
-
-        def work(chunk: slice, lane: int) -> None:
-            self.update(chunk.start, grads[chunk.start])
-
-        for_chunks(len(grads), 1, work)
-
-    def update(self, index: int, grad: Array) -> None:
-        """Update one parameter, as part of a step."""
-        param, buffer = self.params[index], self.state[index]["momentum_buffer"]
-        assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
-        momentum = self.momentum if param.ndim == 4 else self.rest_momentum
-        buffer *= momentum
-        buffer += grad
-        direction = momentum * buffer
-        direction += grad
-        if param.ndim == 4:
-            param *= math.sqrt(len(param)) / np.linalg.norm(param)
-            matrix = orthogonalize(direction.reshape(len(param), -1), self.steps)
-            matrix *= self.lr
-            param -= matrix.reshape(param.shape)
-            return
-        share = self.lr / self.top_lr if self.top_lr else 0.0
-        param *= 1 - share * self.weight_decay[index]
-        direction *= share * self.rest_lr[index]
-        param -= direction
-
-
-def orthogonalize(matrix: Array, steps: int = 3) -> Array:
-    """Return U S Vᵀ for a matrix U diag(σ) Vᵀ, where S is near 1 instead of σ.
-
-    A step of Newton and Schulz's iteration, ``X ← (a + b G + c G²) X`` with G = X Xᵀ, changes no
-    singular vector and every singular value by the same polynomial, σ ← a σ + b σ³ + c σ⁵. From
-    anywhere in (0, 1] a few steps bring it between 0.7 and 1.2: the coefficients trade the limit 1
-    for a steep rise at 0. As the steps' factors are polynomials in the same G, they commute, and
-    only G and their product are iterated, which are the smaller matrices: G ← P G P, Q ← P Q, and
-    X = Q X₀ at the end.
-
-    Args:
-        matrix: (M, N), not changed.
-        steps: of the iteration.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    if len(matrix) > matrix.shape[1]:
-        return orthogonalize(matrix.T, steps).T
-    x = matrix / (np.linalg.norm(matrix) + 1e-7)  # so that no singular value is above 1
-    gram = x @ x.T
-    product = np.eye(len(gram), dtype=gram.dtype)
-    for _ in range(steps):
-        factor = b * gram + c * (gram @ gram)
-        factor[np.diag_indices_from(factor)] += a
-        product = factor @ product
-        gram = factor @ gram @ factor
-    result: Array = product @ x
-    return result
-
-
-def _flat(array: Array) -> Array:
-    """Return a 1-d view of ``array``, so that changing the one changes the other."""
-    assert array.flags.c_contiguous, "parameters and their state must be C-contiguous"
-    return array.reshape(-1)
+    return params
 
 
 Schedule = Callable[[int], float]
 """The learning rate of each step, counted from 0."""
 
-SCHEDULES = ("constant", "step", "cosine")
+SCHEDULES = ("constant", "step", "cosine", "linear")
 
 
 def constant_schedule(lr: float, *, warmup_steps: int = 0) -> Schedule:
@@ -412,14 +346,29 @@ def cosine_schedule(
     Raises:
         ValueError: the warm-up is longer than the training.
     """
+    progress = _progress(total_steps, warmup_steps)
+    return _with_warmup(
+        lambda step: min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress(step))) / 2,
+        lr,
+        warmup_steps,
+    )
+
+
+def linear_schedule(lr: float, *, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Return ``lr (1 - t/T)``, t and T counted from the end of the warm-up: 0 at ``total_steps``.
+
+    Raises:
+        ValueError: the warm-up is longer than the training.
+    """
+    progress = _progress(total_steps, warmup_steps)
+    return _with_warmup(lambda step: lr * (1 - progress(step)), lr, warmup_steps)
+
+
+def _progress(total_steps: int, warmup_steps: int) -> Schedule:
+    """Return the share done, at each step, of what follows the warm-up."""
     if warmup_steps > total_steps:
         raise ValueError(f"warm-up of {warmup_steps} steps exceeds the {total_steps} of the run")
-
-    def cosine(step: int) -> float:
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-    return _with_warmup(cosine, lr, warmup_steps)
+    return lambda step: min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
 
 
 def _with_warmup(schedule: Schedule, lr: float, warmup_steps: int) -> Schedule:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DeviceAugmentation = Callable[[Tensor, np.random.Generator], Tensor]
+DeviceAugmentation = Callable[..., Tensor]
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -27,21 +27,46 @@ def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
 
 def flip(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Mirror each image left to right with probability 1/2; (N, C, H, W) -> the same."""
-    mirrored = to_device(rng.random(len(images)) < 0.5, images.device)
+    return alternating_flip(images, to_device(rng.random(len(images)) < 0.5, images.device))
+
+
+def alternating_flip(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the images left to right whose turn it is, (N,)."""
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
 def crop(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Shift each image by up to an eighth of its size each way, zeros moving in."""
-    n, _, height, width = images.shape
-    pad = max(1, height // 8)
+    pad = max(1, images.shape[2] // 8)
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    top, left = to_device(rng.integers(0, 2 * pad + 1, size=(2, n)), images.device)
-    rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
-    columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
-    index = torch.arange(n, device=images.device)[:, None, None]
+    return _gathered(padded, *(place + pad for place in _shifted(images, rng, pad)))
+
+
+def translate(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Shift each image by up to a sixteenth of its size each way, its border reflected."""
+    rows, columns = _shifted(images, rng, max(1, images.shape[2] // 16))
+    height, width = images.shape[2:]
+    rows, columns = (
+        last - (last - place.abs()).abs()
+        for place, last in ((rows, height - 1), (columns, width - 1))
+    )
+    return _gathered(images, rows, columns)
+
+
+def _shifted(images: Tensor, rng: np.random.Generator, pad: int) -> tuple[Tensor, Tensor]:
+    """Return where rows (N, H) and columns (N, W) come from, up to ``pad`` outside the image."""
+    n, _, height, width = images.shape
+    top, left = to_device(rng.integers(0, 2 * pad + 1, size=(2, n)) - pad, images.device)
+    return (
+        top[:, None] + torch.arange(height, device=images.device),
+        left[:, None] + torch.arange(width, device=images.device),
+    )
+
+
+def _gathered(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    index = torch.arange(len(images), device=images.device)[:, None, None]
     # The three index arrays stand together, so that C comes last: (N, H, W, C).
-    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
 
 
 def cutout(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -58,4 +83,10 @@ def cutout(images: Tensor, rng: np.random.Generator) -> Tensor:
     return images.masked_fill(hole, 0)
 
 
-DEVICE_AUGMENTATIONS: dict[str, DeviceAugmentation] = {"flip": flip, "crop": crop, "cutout": cutout}
+DEVICE_AUGMENTATIONS: dict[str, DeviceAugmentation] = {
+    "flip": flip,
+    "alternating-flip": alternating_flip,
+    "crop": crop,
+    "translate": translate,
+    "cutout": cutout,
+}

@@ -22,6 +22,7 @@ class _Loader(Protocol):
     def order(self, epoch: int) -> NDArray[Any] | None: ...
     def window(self, batch: int) -> slice: ...
     def augmentation_rng(self, epoch: int, batch: int) -> np.random.Generator: ...
+    def mirrored(self, epoch: int) -> NDArray[np.bool_]: ...
 
 
 class DeviceLoader:
@@ -41,7 +42,7 @@ class DeviceLoader:
 
     def __init__(self, loader: _Loader, device: torch.device, augment: Sequence[str] = ()) -> None:
         self.loader, self.device = loader, device
-        self.augmentations = [DEVICE_AUGMENTATIONS[name] for name in augment]
+        self.augment = augment
         self.split, self.batch_size = loader.split, loader.batch_size
         split, preprocessing = loader.split, loader.preprocessing
         # A copy where the array came read-only from a file's bytes: PyTorch cannot mark it so.
@@ -59,12 +60,14 @@ class DeviceLoader:
         """Yield the batches of one epoch, from batch number ``start`` on."""
         order = self.loader.order(epoch)
         chosen = None if order is None else to_device(order, self.device)
+        mirrored = to_device(self.loader.mirrored(epoch), self.device) if self.augment else None
         for batch in range(start, len(self)):
             window = self.loader.window(batch)
             index = window if chosen is None else chosen[window]
             pixels = self._images[index]
-            rng = self.loader.augmentation_rng(epoch, batch) if self.augmentations else None
-            for augmentation in self.augmentations:
-                assert rng is not None
-                pixels = augmentation(pixels, rng)
+            rng = self.loader.augmentation_rng(epoch, batch) if self.augment else None
+            for name in self.augment:
+                assert rng is not None and mirrored is not None
+                alternating = name == "alternating-flip"
+                pixels = DEVICE_AUGMENTATIONS[name](pixels, mirrored[index] if alternating else rng)
             yield pixels * self._scale + self._shift, self._labels[index]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +31,8 @@ class MLP(nn.Module):
 
     Args:
         n_inputs: number of input features D; images (N, C, H, W) are flattened.
-        n_hidden: widths of the hidden layers; an empty list is multinomial logistic regression.
+        n_hidden: widths of the hidden layers, or the width of the only one; an empty list is
+            multinomial logistic regression.
         n_classes: number of classes C.
         neg_slope: slope below zero of a leaky ReLU; given, it selects that activation.
         activation: one of :data:`ACTIVATIONS`.
@@ -50,7 +52,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         n_inputs: int,
-        n_hidden: Sequence[int],
+        n_hidden: Sequence[int] | int,
         n_classes: int,
         neg_slope: float | None = None,
         *,
@@ -62,6 +64,7 @@ class MLP(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        n_hidden = [int(n_hidden)] if isinstance(n_hidden, int | np.integer) else n_hidden
         if neg_slope is not None:
             activation = "leaky_relu"
         if activation not in ACTIVATIONS:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from torch_models.convnet import ConvNet, Norm, PreActResNet, SmallVGG
+from torch_models.fast import FastConvNet
 from torch_models.vu_mnist import VUMLP, VUConvNet
 
 Shape = tuple[int, int, int]
@@ -20,5 +21,6 @@ MODELS: dict[str, Callable[[Shape, int, Norm], nn.Module]] = {
     "vu-convnet": lambda shape, n_classes, norm: VUConvNet(
         shape[0], n_classes, shape[1], norm=norm
     ),
+    "fast": lambda shape, n_classes, norm: FastConvNet(shape[0], n_classes, shape[1], norm=norm),
     "vu-mlp": lambda shape, n_classes, norm: VUMLP(math.prod(shape), n_classes),
 }

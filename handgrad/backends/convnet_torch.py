@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from handgrad.backends.common import check_last_batch_of
+import numpy as np
+
+from handgrad.backends.common import check_last_batch_of, fast_network
 from handgrad.backends.mlp_torch import WATCH_TEST
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.data import Dataset
@@ -24,8 +26,9 @@ class ConvNetSettings(TorchSettings):
     model: str = setting(
         "vgg",
         "architecture",
-        choices=("vgg", "preact-resnet", "small-vgg", "vu-convnet", "vu-mlp"),
+        choices=("vgg", "preact-resnet", "small-vgg", "vu-convnet", "vu-mlp", "fast"),
     )
+    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adam", "adamw", "muon"))
 
     def check(self) -> None:
         """Check what must hold between settings."""
@@ -70,8 +73,20 @@ def build_model(
 
 
 def make_model(settings: ConvNetSettings, dataset: Dataset, n_processes: int = 1) -> nn.Module:
-    """Return the network, unless its last batch could not be normalised."""
+    """Return the network, unless its last batch could not be normalised.
+
+    The fast one begins as the NumPy one does.
+    """
+    from handgrad.backends.torch_common import begin_as
+
     check_last_batch_of(
         settings.model, dataset.image_shape, settings.batch_size, len(dataset.train), n_processes
     )
-    return build_model(settings, dataset.image_shape, dataset.n_classes)
+    if settings.model != "fast":
+        return build_model(settings, dataset.image_shape, dataset.n_classes)
+    twin = fast_network(settings, dataset, np.float64)
+    model = build_model(settings, dataset.image_shape, dataset.n_classes)
+    if settings.precision == "float64":
+        model = model.double()
+    begin_as(model, twin.params)
+    return model

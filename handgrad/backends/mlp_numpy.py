@@ -180,7 +180,7 @@ class NumpyMLPBackend(Backend[NumpyMLPSettings]):
     @contextmanager
     def session(self) -> Iterator[None]:
         """Let numbers overflow: the loop itself stops at the first loss that is not finite."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             yield
 
     def resolve(self, settings: NumpyMLPSettings, dataset: Dataset) -> NumpyMLPSettings:

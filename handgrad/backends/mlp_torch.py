@@ -80,24 +80,15 @@ def build_model(
     )
 
 
-def begin_as_in_numpy(model: nn.Module, settings: TorchMLPSettings, dataset: Dataset) -> None:
-    """Give ``model`` the initial weights that the NumPy network has for the same seed."""
-    import torch
-
-    twin = build_mlp(settings, dataset.image_shape, dataset.n_classes, np.float64)
-    with torch.no_grad():
-        for name, layer in model.named_modules():
-            if isinstance(layer, torch.nn.Linear):  # normalisation begins as 1 and 0 in both
-                layer.weight.copy_(torch.from_numpy(twin.params[f"{name}.weight"]))
-                layer.bias.copy_(torch.from_numpy(twin.params[f"{name}.bias"]))
-
-
 def make_model(settings: TorchMLPSettings, dataset: Dataset, n_processes: int = 1) -> nn.Module:
     """Return the network in the precision of ``settings``, beginning as the NumPy one does."""
+    from handgrad.backends.torch_common import begin_as
+
     if settings.batch_norm:
         check_last_batch(settings.batch_size, len(dataset.train), n_processes)
     model = build_model(settings, dataset.image_shape, dataset.n_classes)
     if settings.precision == "float64":
         model = model.double()
-    begin_as_in_numpy(model, settings, dataset)
+    twin = build_mlp(settings, dataset.image_shape, dataset.n_classes, np.float64)
+    begin_as(model, twin.params)
     return model

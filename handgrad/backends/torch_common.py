@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
-from handgrad.backends.common import build_schedule
+from handgrad.backends.common import build_schedule, muon_rates
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.console import requires_torchvision
 from handgrad.data import BatchLoader, Dataset
@@ -28,6 +28,7 @@ from torch_models.device import choose_device, choose_precision
 from torch_models.device_loader import DeviceLoader
 from torch_models.distributed import LostProcessError, ProcessTeam, launched_by_torchrun
 from torch_models.learner import TorchLearner
+from torch_models.muon import Muon
 
 TorchSettingsT = TypeVar("TorchSettingsT", bound=TorchSettings)
 
@@ -43,6 +44,15 @@ def norm_layer(name: str, dimensions: int) -> Callable[[int], nn.Module]:
         return nn.BatchNorm1d if dimensions == 1 else nn.BatchNorm2d
     ours = {"autograd": CustomBatchNormAutograd, "manual": CustomBatchNormManualModule}[name]
     return functools.partial(ours, track_running_stats=True)
+
+
+def begin_as(model: nn.Module, params: Mapping[str, NDArray[Any]]) -> None:
+    """Give ``model`` the initial weights of its NumPy twin, by name."""
+    with torch.no_grad():
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):  # normalisation begins as 1 and 0 in both
+                for key, parameter in layer.named_parameters(prefix=name):
+                    parameter.copy_(torch.from_numpy(params[key]))
 
 
 class TorchBackend(Backend[TorchSettingsT]):
@@ -147,6 +157,10 @@ class TorchBackend(Backend[TorchSettingsT]):
         """Return the learning rate of each step."""
         return build_schedule(settings, total_steps)
 
+    def threads(self, settings: TorchSettingsT) -> int | None:
+        """Return how many threads compute; None where a GPU does."""
+        return torch.get_num_threads() if settings.device == "cpu" else None
+
     def adapt(self, settings: TorchSettingsT, loader: BatchLoader) -> Loader:
         """Return a loader on the GPU, if that is where training is."""
         augment = settings.augment if loader.augmentation is not None else ()
@@ -190,9 +204,14 @@ class TorchBackend(Backend[TorchSettingsT]):
 
 def _optimizer(settings: TorchSettings, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
     lr, weight_decay = settings.lr, settings.weight_decay
+    params = [p for p in model.parameters() if p.requires_grad]
+    if settings.optimizer == "muon":
+        rates = muon_rates(settings, [tuple(p.shape) for p in params])
+        groups = [{"params": [p], "rest_lr": r} for p, r in zip(params, rates, strict=True)]
+        return Muon(groups, lr, momentum=settings.momentum, weight_decay=weight_decay)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            model.parameters(),
+            params,
             lr,
             momentum=settings.momentum,
             weight_decay=weight_decay,
@@ -200,4 +219,4 @@ def _optimizer(settings: TorchSettings, model: nn.Module, *, fused: bool) -> tor
             fused=fused,
         )
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(model.parameters(), lr, weight_decay=weight_decay, fused=fused)
+    return kind(params, lr, weight_decay=weight_decay, fused=fused)

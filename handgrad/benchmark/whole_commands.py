@@ -20,6 +20,8 @@ from handgrad.benchmark.report import Report, interleave
 from handgrad.benchmark.workers import ROOT, environment
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import fit_preprocessing
+from handgrad.data.sources import cifar10
+from handgrad.data.sources.inventory import inventory
 from handgrad.errors import UserError
 from handgrad.files import user_path
 
@@ -128,4 +130,9 @@ def _data_dir(arguments: argparse.Namespace) -> Path:
         raise UserError("this measures a run on CIFAR-10: give --data-dir DIR with the data in it")
     if not (found := user_path(folder)).is_dir():
         raise UserError(f"--data-dir {folder} does not exist")
+    if not cifar10.is_below(found):
+        raise UserError(
+            f"--data-dir {folder} holds {inventory(found)}; this measures a run on "
+            f"CIFAR-10: give the folder with its files"
+        )
     return found

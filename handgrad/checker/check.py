@@ -51,6 +51,7 @@ class Finding:
 Diagnose = Callable[[Case, str, Array, Array], tuple[str, str]]
 
 
+@np.errstate(divide="warn", over="warn", under="ignore", invalid="warn")  # as in a new process
 def check(
     subject: Subject,
     rng: np.random.Generator,

@@ -17,10 +17,29 @@ from handgrad.checker.check import Finding
 from handgrad.checker.guesses import parse_arguments
 from handgrad.checker.kinds import find
 from handgrad.checker.probe import Given
+from handgrad.console import requires_torch
+from handgrad.errors import UserError
 from handgrad.user_code.blame import their_error, their_files
 from handgrad.user_code.importing import import_file, python_files
 from handgrad.user_code.isolated import Guard
 from handgrad.user_code.randomness import hold_generators, seed_unseeded_generators
+
+NEEDS_TORCH = "needs-torch"
+"""What the diagnosis is called where only PyTorch is missing."""
+
+
+def _not_imported(guard: Guard, about: dict[str, str], diagnosis: str, text: str) -> None:
+    nothing: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "layers": []}
+    findings = [plan.as_json(Finding("", "NOT CHECKED", diagnosis, text))]
+    guard.tell("result", **about, **nothing, findings=findings)
+
+
+def _what_to_install() -> str:
+    try:
+        requires_torch()
+    except UserError as error:
+        return str(error)
+    return "PyTorch cannot be imported from there"
 
 
 def main(order: dict[str, Any], guard: Guard) -> None:
@@ -31,6 +50,7 @@ def main(order: dict[str, Any], guard: Guard) -> None:
     given = Given(args, kwargs, shapes, tuple(order["range"]) if order["range"] else None)
     path, done = Path(order["path"]), set(order["done"])
     modules: list[ModuleType] = []
+    without_torch: list[str] = []
     for file in python_files(path):
         their_files.add(str(file))
         about = {"key": str(file), "class": file.name, "kind": "import", "file": str(file)}
@@ -42,12 +62,20 @@ def main(order: dict[str, Any], guard: Guard) -> None:
             modules.append(import_file(file))
             guard.tell("imported")
         except (Exception, SystemExit) as error:
+            missing = str(error.name) if isinstance(error, ModuleNotFoundError) else ""
+            if missing == "torch":
+                without_torch.append(file.name)
+                guard.tell("imported")
+                continue
             text = f"cannot be imported: {their_error(error)}"
-            if isinstance(error, ModuleNotFoundError) and str(error.name).startswith("vugrad"):
+            if missing.startswith("vugrad"):
                 text += "; numpy_mlp.autograd stands in for it, with the import changed"
-            findings = [plan.as_json(Finding("", "NOT CHECKED", "crash", text))]
-            nothing: dict[str, Any] = {"settings": {}, "seconds": None, "notes": [], "layers": []}
-            guard.tell("result", **about, **nothing, findings=findings)
+            _not_imported(guard, about, "crash", text)
+    if without_torch and str(path) not in done:
+        about = {"key": str(path), "class": path.name, "kind": "import", "file": str(path)}
+        guard.tell("begun", **about)
+        files = f"{', '.join(without_torch)}: " if modules else ""  # else it is all of them
+        _not_imported(guard, about, NEEDS_TORCH, files + _what_to_install())
     found, skipped = find(modules)
     hold_generators([vars(module) for module in modules])
     hold_generators([vars(one.cls) for one in found])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from handgrad.checker.check import Finding
+from handgrad.checker.child import NEEDS_TORCH
 
 _Result = Mapping[str, Any]
 
@@ -67,6 +68,9 @@ def _lines(results: Sequence[_Result], skipped: Mapping[str, str]) -> Iterator[s
     several_files = len({result["file"] for result in results}) > 1
     for result in results:
         title = _title(result, several_files)
+        if result["findings"] and result["findings"][0]["diagnosis"] == NEEDS_TORCH:
+            yield f"{title}  not checked; {result['findings'][0]['explanation']}"
+            continue
         yield from textwrap.wrap(title, width, subsequent_indent="    ")
         names = max((len(f["variable"]) for f in result["findings"]), default=0)
         for finding in result["findings"]:

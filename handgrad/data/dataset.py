@@ -137,6 +137,8 @@ def load_dataset(
     check_seed(seed)
     source = DATASETS[name]
     folder = None if data_dir is None else user_path(data_dir)
+    if folder is not None and folder.is_file():
+        raise UserError(f"--data-dir {folder} is a file; a folder is expected")
     train_images, train_labels, test_images, test_labels = source.load(folder, download)
     n = len(train_labels)
     held_out = round(validation_size * n) if validation_size < 1 else int(validation_size)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.data.augment import Augmentation
+from handgrad.data.augment import Augmentation, Mirrored
 from handgrad.data.dataset import Split
 from handgrad.data.preprocess import Preprocessing
 from handgrad.errors import UserError
@@ -89,18 +89,25 @@ class BatchLoader:
         numbers = (epoch, batch, self.rank) if self.rank else (epoch, batch)
         return generator(self.seed, "augmentation", *numbers)
 
+    def mirrored(self, epoch: int) -> Mirrored:
+        """Return which images of the split an alternating flip mirrors in an epoch."""
+        coins = generator(self.seed, "alternating flip").random(len(self.split)) < 0.5
+        return coins ^ (epoch % 2 == 1)
+
     def batches(
         self, epoch: int, start: int = 0
     ) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """Yield the batches of one epoch, from batch number ``start`` on."""
         images, labels = self.split.images, self.split.labels
         order = self.order(epoch)
+        mirrored = None if self.augmentation is None else self.mirrored(epoch)
         for batch in range(start, len(self)):
             window = self.window(batch)
             chosen = window if order is None else order[window]
             pixels = images[chosen]
-            if self.augmentation is not None:
-                pixels = self.augmentation(pixels, self.augmentation_rng(epoch, batch))
+            if self.augmentation is not None and mirrored is not None:
+                rng = self.augmentation_rng(epoch, batch)
+                pixels = self.augmentation(pixels, rng, mirrored[chosen])
             yield self.preprocessing(pixels), labels[chosen]
 
 

@@ -59,7 +59,7 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
         row = report.begin_table(comparison, settings.steps)
         start = time.perf_counter()
         schedule = build_schedule(settings, settings.steps)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with np.errstate(all="ignore"):
             comparison.run(_batches(settings, dataset), settings.steps, schedule, row)
             for contestant in comparison.contestants:
                 contestant.cause = find_cause(comparison, contestant)

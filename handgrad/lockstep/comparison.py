@@ -247,6 +247,6 @@ def largest_difference(
 def difference(expected: Array, found: Array) -> Any:
     """Return absolute differences in double precision; infinite where only one is a number."""
     one, other = np.asarray(expected, np.float64), np.asarray(found, np.float64)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(all="ignore"):
         apart = np.abs(one - other)
     return np.where(np.isnan(apart), np.where(one == other, 0.0, np.inf), apart)

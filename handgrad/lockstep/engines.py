@@ -76,7 +76,7 @@ def walk(layers: Sequence[Any], loss: Any, x: Array, labels: Array) -> Trace:
         if is_parametric(layer):
             for key in layer.params:
                 if key not in layer.frozen:
-                    trace[Place(i, key)] = layer.grads[key]
+                    trace[Place(i, key)] = np.array(layer.grads[key])  # written into again
         if dout is not None:
             trace[Place(i, "dx")] = dout
     return trace

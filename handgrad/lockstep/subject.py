@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from handgrad.backends.common import check_last_batch_of
+from handgrad.backends.common import check_last_batch_of, fast_network
 from handgrad.backends.mlp_numpy import (
     MLPSettings,
     NumpyMLPSettings,
@@ -28,7 +28,6 @@ from numpy_mlp.network import Network
 
 ENGINES = ("modules", "graph", "pytorch")
 _OUT = "runs/compare-engines"
-_LEAST_OF_FAST = 26  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class CompareSettings(NumpyMLPSettings):
     not_offered: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
         | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
-        | {"live", "report"}
+        | {"live", "report", "schedule_steps", "tta"}
     )
     model: str = setting(
         "mlp", "network; convolutional ones without dropout", choices=("mlp", *CONVNETS)
@@ -58,6 +57,11 @@ class CompareSettings(NumpyMLPSettings):
         300.0, "seconds for the comparison, with --modules", above=0, most=10**6
     )
     out: str | None = setting(_OUT, "folder for engines.json and engines.png")
+
+    @property
+    def end(self) -> str:
+        """When it ends, as it was given."""
+        return f"--steps {self.steps}"
 
     @property
     def folder(self) -> Path:
@@ -85,11 +89,8 @@ def build_network(settings: CompareSettings, dataset: Dataset) -> Network:
     if settings.model == "mlp":
         return build_mlp(settings, shape, n_classes, settings.dtype)
     check_last_batch_of(settings.model, shape, settings.batch_size, len(dataset.train))
-    if settings.model == "fast" and min(shape[1:]) < _LEAST_OF_FAST:
-        raise UserError(
-            f"--model fast needs images of at least {_LEAST_OF_FAST}×{_LEAST_OF_FAST}; those of "
-            f"{dataset.name} are {shape[1]}×{shape[2]}"
-        )
+    if settings.model == "fast":
+        return fast_network(settings, dataset, settings.dtype)
     rng = np.random.default_rng(settings.seed)
     network = CONVNETS[settings.model](shape, n_classes, dtype=settings.dtype, rng=rng)
     for module in network.modules():

@@ -247,7 +247,8 @@ def _diverging(n: int) -> NDArray[np.uint8]:
 def _commands(result: Result) -> dict[str, Any]:
     typed = [str(command) for command in result.config.get("commands", [])]
     program = typed[0].split()[:1] if typed else []
-    extended = any(" --epochs" in c or " --max" in c for c in typed if " --resume" in c)
+    later = [c for c in typed if " --resume" in c and " --schedule" not in c]
+    extended = any(" --epochs" in c or " --max" in c for c in later)
     return {
         "typed": typed,
         "again": shlex.join([*(program or [""]), *result.options]),

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, get_type_hints
 
+from handgrad.console import let_go_of_lost_terminals
 from handgrad.data.sources import cifar10
 from handgrad.data.sources.download import default_data_dir, find_file
 from handgrad.errors import DataError, UserError
@@ -251,7 +252,7 @@ class Run:
 
     def last_line(self) -> str:
         """Return the last line that the command printed."""
-        lines = self.log.read_text(errors="replace").split("\n") if self.log.is_file() else []
+        lines = self.log.read_text("utf-8", "replace").split("\n") if self.log.is_file() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
 
 
@@ -267,6 +268,9 @@ class Commands:
         """Turn Ctrl-C, SIGTERM and SIGHUP into a request that the command stops at a checkpoint."""
 
         def stop(number: int, frame: FrameType | None) -> None:
+            let_go_of_lost_terminals()
+            if self.stop_signal is not None and number == getattr(signal, "SIGHUP", None):
+                return  # kernel and shell send it; a second SIGTERM would end the command at once
             self.stop_signal = number
             if self._process is not None and self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
@@ -287,6 +291,7 @@ class Commands:
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        environment["PYTHONIOENCODING"] = "utf-8"
         log.unlink(missing_ok=True)  # a command that outlived its parent may still write to it
         child = [sys.executable, "-P", "-m", "handgrad.reproduction.child", command, *arguments]
         with log.open("wb") as output:
@@ -317,7 +322,7 @@ class Commands:
                 status = process.wait(timeout=1)
                 break
             except subprocess.TimeoutExpired:
-                last = log.read_text(errors="replace").rstrip().rpartition("\n")[2]
+                last = log.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
                 width = shutil.get_terminal_size().columns - 1
                 print(f"\r{last[:width]:<{width}}", end="", file=sys.stderr, flush=True)
         print(f"\r{'':<{shutil.get_terminal_size().columns - 1}}\r", end="", file=sys.stderr)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from handgrad.data import BatchLoader, Dataset
 from handgrad.data.augment import Augmentation, compose
+from handgrad.environment import blas_threads
 from handgrad.runs.settings import SettingsT
 from handgrad.training.learner import Learner, Loader
 from handgrad.training.team import Alone, Team
@@ -46,6 +47,10 @@ class Backend(Generic[SettingsT]):
     def schedule(self, settings: SettingsT, total_steps: int) -> Callable[[int], float]:
         """Return the learning rate of each step, counted from 0."""
         raise NotImplementedError
+
+    def threads(self, settings: SettingsT) -> int | None:
+        """Return how many threads compute; None where they decide no bit, or nobody knows."""
+        return blas_threads()
 
     def adapt(self, settings: SettingsT, loader: BatchLoader) -> Loader:
         """Return a loader that yields the same batches, perhaps elsewhere."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from handgrad.console import Parser
 from handgrad.data.sources import cifar10, mnist
+from handgrad.data.sources.inventory import inventory
 from handgrad.errors import UserError
 from handgrad.files import user_path
 from handgrad.runs.declare import nearest, option_of, unpack_type
@@ -30,8 +31,8 @@ _GROUPS = ("data", "network", "optimisation", "evaluation", "output")
 _METAVARS = {"data_dir": "DIR", "out": "DIR", "modules": "FILE"}  # of settings that are paths
 # What may still be said when a run is resumed; everything else is the run's own.
 _RESUMABLE = {
-    *("epochs", "max_steps", "data_dir", "threads", "target_accuracy"),
-    *("quiet", "live", "report"),
+    *("epochs", "max_steps", "schedule_steps", "data_dir", "threads", "target_accuracy"),
+    *("quiet", "live", "report", "tta"),
 }
 
 
@@ -57,6 +58,10 @@ class Command(typing.Generic[SettingsT]):
     def go_on(self, folder: Path) -> str:
         """Return what goes on with the run in ``folder``."""
         return f"{self.invocation} --resume {shlex.quote(str(folder.absolute()))}"
+
+    def spelled(self, text: str) -> str:
+        """Return ``text`` with options as they are called where this was said."""
+        return text
 
 
 class _Parser(Parser):
@@ -87,7 +92,7 @@ def parse_command_line(
     explicit = vars(parser.parse_args([_canonical(token) for token in argv]))
     resume = explicit.pop("resume", None)
     preset = explicit.pop("preset", None)
-    settings = compose(kind, presets, preset, explicit)
+    settings = compose(kind, presets, preset, explicit, resumes=resume is not None)
     if resume is not None:
         check_resumable(explicit.keys() | ({"preset"} if preset is not None else set()))
     return Command(
@@ -104,8 +109,12 @@ def compose(
     presets: Mapping[str, Preset],
     preset: str | None,
     explicit: Mapping[str, Any],
+    *,
+    resumes: bool = False,
 ) -> SettingsT:
     """Return settings: defaults, overridden by a preset, overridden by what is said explicitly.
+
+    Where a run is resumed, which dataset it has is not for ``--data-dir`` to say.
 
     Raises:
         UserError: one of them is not acceptable.
@@ -125,7 +134,7 @@ def compose(
             **vars(_make_parser(kind, {}, "", "", frozenset()).parse_args(options)),
             **explicit,
         }
-    if "dataset" not in values and values.get("data_dir") is not None:
+    if "dataset" not in values and values.get("data_dir") is not None and not resumes:
         values["dataset"] = _dataset_in(Path(values["data_dir"]))
     values = kind.implied(values)
     if "epochs" in explicit:
@@ -139,8 +148,19 @@ def compose(
 
 
 def _dataset_in(folder: Path) -> str:
-    """Return the dataset whose files are below ``folder``: CIFAR-10, unless only MNIST is there."""
-    return "mnist" if not cifar10.is_below(folder) and mnist.is_below(folder) else "cifar10"
+    """Return the dataset whose files are below ``folder``, CIFAR-10 rather than MNIST.
+
+    Raises:
+        UserError: neither is there. What is not named is not downloaded.
+    """
+    if cifar10.is_below(folder) or not folder.is_dir():  # which is said where the data are loaded
+        return "cifar10"
+    if mnist.is_below(folder):
+        return "mnist"
+    raise UserError(
+        f"--data-dir {folder} holds {inventory(folder)}; expected the files of CIFAR-10 or MNIST: "
+        f"give the folder that has them, or --dataset cifar10 or mnist to download them there"
+    )
 
 
 def check_resumable(given: typing.AbstractSet[str]) -> None:
@@ -187,7 +207,8 @@ def _make_parser(
             "--resume",
             type=Path,
             metavar="DIR",
-            help="go on with the run in this folder; --epochs or --max-steps extend it",
+            help="go on with the run in this folder, bit for bit if --threads is what it was; "
+            "--epochs or --max-steps extend it",
         )
     groups = {name: parser.add_argument_group(name) for name in _GROUPS}
     hints = typing.get_type_hints(kind)

@@ -84,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"--resume {folder}: no run there ({path} is missing)") from None
     except NotADirectoryError:

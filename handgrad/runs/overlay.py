@@ -26,7 +26,7 @@ _LEGEND = 130  # characters in a line
 _PREFERRED = ("validation", "test")
 _NAMED = 3  # settings that a label names even at their defaults
 # Where a run is and how it is watched does not tell one training from another.
-_IGNORED = LOOKING | {"data_dir", "checkpoint_every", "seed"}
+_IGNORED = LOOKING | {"data_dir", "checkpoint_every", "tta", "seed"}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ from handgrad.training.evaluation import Evaluation, Mistakes
 from handgrad.training.loop import Loop
 from handgrad.training.metrics import Row, confusion_matrix_to_metrics, count_confusions
 
+PICTURES = (
+    "loss.png", "accuracy.png", "confusion_matrix.png", "predictions.png", "first_layer.png"
+)  # fmt: skip
+
 
 @dataclass
 class Result:
@@ -42,6 +46,7 @@ class Result:
         rows: of ``metrics.csv``.
         test: what the network makes of the test images.
         mistakes: where it is wrong about them.
+        accuracy_tta: with test-time augmentation, if it was asked for; nothing else here has it.
     """
 
     folder: Path
@@ -52,6 +57,7 @@ class Result:
     rows: list[Row]
     test: Evaluation
     mistakes: Mistakes
+    accuracy_tta: float | None = None
 
     def __post_init__(self) -> None:
         labels = self.dataset.test.labels
@@ -64,8 +70,11 @@ class Result:
             measured: what is known of speed and memory from before, where nothing was trained.
         """
         summary = self._summary() | dict(measured)
-        write_atomically(self.folder / SUMMARY, to_json(summary))
         save_arrays(self.folder / MODEL, self.loop.learner.weights(), self._metadata())
+        for name in PICTURES:  # of the result before, if the run was extended
+            (self.folder / name).unlink(missing_ok=True)
+        # After it, so that summary and pictures together say that the result is whole.
+        write_atomically(self.folder / SUMMARY, to_json(summary))
         return summary
 
     def draw(self) -> None:
@@ -77,9 +86,11 @@ class Result:
         scores = confusion_matrix_to_metrics(self.confusions)
         images = self.loop.images_until(progress.step)
         training_seconds = max(1e-9, progress.seconds - progress.eval_seconds)
+        tta = {} if self.accuracy_tta is None else {"test_accuracy_tta": self.accuracy_tta}
         return {
             "dataset": dataset.name,
             "test_accuracy": scores["accuracy"],
+            **tta,
             "test_loss": self.test.loss,
             "best_validation_accuracy": progress.best_accuracy,
             "weights_of_step": progress.best_step if self.loop.best_weights else progress.step,
@@ -155,6 +166,8 @@ def draw_pictures(result: Result) -> None:
         f"{dataset.name}, {settings.optimizer}, learning rate {settings.lr:g}, batches of "
         f"{settings.batch_size}: test accuracy {accuracy:.4f}"
     )
+    if result.accuracy_tta is not None:
+        title += f" ({result.accuracy_tta:.4f} with test-time augmentation)"
     best_step = loop.progress.best_step if loop.best_weights else 0
     steps, names, test = len(loop.train_loader), dataset.class_names, dataset.test
     weight, predicted = loop.learner.first_layer(), result.test.predicted

@@ -13,14 +13,18 @@ from handgrad.data.preprocess import PREPROCESSING
 from handgrad.errors import UserError
 from handgrad.runs.declare import check_bounds, check_types, option_of, setting, text_of
 from handgrad.seeding import LARGEST_SEED
+from numpy_mlp.optim import SCHEDULES
 
 SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 
 # Where a dataset needs another default: the digits are too few for ten passes to be enough.
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"digits": {"batch_size": 32, "epochs": 30}}
 _ADAM_LR = 1e-3
+MUON_LR, _MUON_MOMENTUM = 0.12, 0.6
 # What decides neither the weights nor what is recorded on the way to them.
 LOOKING = {"out", "quiet", "live", "report", "target_accuracy"}
+# What is for one terminal: a run that is resumed has it only when it is asked for again.
+DISPLAY = {"quiet", "live"}
 
 
 def _by_group(**names: str) -> dict[str, str]:
@@ -55,8 +59,8 @@ class TrainSettings:
     groups: ClassVar[Mapping[str, str]] = _by_group(
         data="dataset data_dir validation_size validation_images preprocess augment",
         optimisation="batch_size epochs max_steps optimizer lr momentum nesterov weight_decay "
-        "schedule warmup_steps step_size gamma seed threads",
-        evaluation="eval_every eval_splits target_accuracy detect_anomaly",
+        "schedule schedule_steps warmup_steps step_size gamma seed threads",
+        evaluation="eval_every eval_splits tta target_accuracy detect_anomaly",
         output="out checkpoint_every quiet live report",
     )
 
@@ -99,10 +103,12 @@ class TrainSettings:
     optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
     lr: float = setting(
         0.1,
-        "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam)",
+        "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam, 0.12 with Muon)",
         above=0,
     )
-    momentum: float = setting(0.0, "momentum of sgd", least=0, below=1)
+    momentum: float = setting(
+        0.0, "momentum of sgd (default: 0), or of muon's filters (default: 0.6)", least=0, below=1
+    )
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
         0.0, "weight decay: an L2 penalty, but decoupled in adamw", least=0
@@ -110,12 +116,17 @@ class TrainSettings:
     schedule: str = setting(
         "constant",
         "course of the learning rate",
-        choices=("constant", "step", "cosine"),
+        choices=SCHEDULES,
+    )
+    schedule_steps: int | None = setting(
+        None,
+        "steps that the schedule spans; after them the rate stays (default: all of the run)",
+        least=1,
     )
     warmup_steps: int = setting(0, "steps of linear warm-up", least=0)
     step_size: int | None = setting(
         None,
-        "steps between drops of the step schedule (default: a third of the run)",
+        "steps between drops of the step schedule (default: a third of the schedule)",
         least=1,
     )
     gamma: float = setting(0.1, "factor of each drop of the step schedule", above=0, most=1)
@@ -135,9 +146,15 @@ class TrainSettings:
         "splits evaluated on the way",
         choices=("validation", "test"),
     )
+    tta: bool = setting(
+        False,
+        "test-time augmentation: at the end, also average the probabilities of shifted test "
+        "images, and of mirrored ones where training mirrors",
+    )
     target_accuracy: float | None = setting(
         None,
-        "exit with status 1 when the test accuracy stays below this",
+        "exit with status 1 when the test accuracy (with --tta, that of the averages) stays below "
+        "this",
         least=0,
         most=1,
     )
@@ -150,7 +167,7 @@ class TrainSettings:
     )
     threads: int | None = setting(
         None,
-        "threads for matrix products (default: all)",
+        "threads for matrix products (default: all); the same bits need the same number",
         least=1,
         most=1024,
     )
@@ -166,6 +183,8 @@ class TrainSettings:
         values = {**DATASET_DEFAULTS.get(values.get("dataset", "digits"), {}), **values}
         if values.get("optimizer") in ("adam", "adamw"):
             values.setdefault("lr", _ADAM_LR)
+        if values.get("optimizer") == "muon":
+            values = {"lr": MUON_LR, "momentum": _MUON_MOMENTUM, **values}
         return values
 
     def check(self) -> None:
@@ -184,8 +203,24 @@ class TrainSettings:
                 "--momentum and --nesterov are for --optimizer sgd; for adam, give --momentum 0 "
                 "--no-nesterov"
             )
+        if self.optimizer == "muon" and self.nesterov:
+            raise UserError("--nesterov is for --optimizer sgd; muon has it always")
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a --momentum above 0")
+
+    @property
+    def end(self) -> str:
+        """When training ends, as it was given: ``--epochs 10``."""
+        return f"--epochs {self.epochs}" if self.epochs else f"--max-steps {self.max_steps}"
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps."""
+        return self.max_steps or (self.epochs or 1) * steps_per_epoch
+
+    def place(self, step: int, steps_per_epoch: int) -> str:
+        """Return where ``step`` is: in epochs as well, if these were given."""
+        epoch = f" (epoch {step / steps_per_epoch:.2f} of {self.epochs})" if self.epochs else ""
+        return f"step {step} of {self.total_steps(steps_per_epoch)}{epoch}"
 
     @classmethod
     def checked(cls, values: Mapping[str, Any]) -> Self:
@@ -202,7 +237,8 @@ class TrainSettings:
 
 def override(settings: SettingsT, overrides: Mapping[str, Any]) -> SettingsT:
     """Return ``settings`` of a run to be resumed, with the options given this time."""
-    changes = dict(overrides)
+    kind = type(settings)
+    changes = {name: getattr(kind, name) for name in DISPLAY} | dict(overrides)
     if "max_steps" in changes:
         changes["epochs"] = None
     elif "epochs" in changes:

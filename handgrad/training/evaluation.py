@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +82,29 @@ def probabilities(
         rows.append(np.asarray(learner.probabilities(images), dtype=np.float32))
     together: NDArray[np.float32] = (team or Alone()).gather(np.concatenate(rows))
     return together
+
+
+def accuracy_of_mean(
+    learner: Learner,
+    views: Iterable[tuple[float, Loader]],
+    n_classes: int,
+    team: Team | None = None,
+) -> float:
+    """Return the accuracy of probabilities averaged over views of the same images.
+
+    Args:
+        learner: what to evaluate.
+        views: weight and loader of each, the weights adding up to 1.
+        n_classes: number of classes.
+        team: the processes, as in :func:`evaluate`.
+    """
+    team, mean = team or Alone(), None
+    for weight, loader in views:
+        weighted = weight * probabilities(learner, loader, n_classes, team)
+        mean = weighted if mean is None else mean + weighted
+        labels = loader.split.labels
+    assert mean is not None
+    return float((mean.argmax(axis=1) == team.gather(labels)).mean())
 
 
 def surest_mistakes(

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from handgrad.console import let_go_of_lost_terminals
 from handgrad.errors import DataError, DivergedError
 from handgrad.training.checkpoint import Checkpoint
 from handgrad.training.evaluation import evaluate
@@ -24,6 +25,10 @@ from handgrad.training.metrics import Row
 from handgrad.training.observers import Observer
 from handgrad.training.progress import Progress
 from handgrad.training.team import Alone, Team
+
+# What a learner, and the generators of NumPy and PyTorch, make of a state that is not theirs.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)  # not on Windows
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Loop:
                 self.learner.load_weights(checkpoint.best)  # only to see that they fit
             self.learner.load_weights(checkpoint.weights)
             self.learner.load_state(checkpoint.learner, checkpoint.learner_text)
-        except (ValueError, TypeError, KeyError) as error:
+        except _MISFITS as error:
             raise DataError(f"{self.checkpoint_path} does not fit this run: {error}") from None
         for name, array in checkpoint.weights.items():
             if not np.isfinite(array).all():
@@ -117,7 +122,12 @@ class Loop:
             if self._stopping():
                 self._check_weights()
                 self._save()
-        return p.step == self.total_steps and not self._evaluation_is_due()
+        return self.done
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step is made, and evaluated."""
+        return self.progress.step == self.total_steps and not self._evaluation_is_due()
 
     def _evaluation_is_due(self) -> bool:
         step = self.progress.step
@@ -234,8 +244,10 @@ class Loop:
         hint = "start again, in another folder, with a lower --lr or with --warmup-steps"
         if step == 0:
             hint = "start again with a lower --weight-std"
+        epoch = step / len(self.train_loader)
         raise DivergedError(
-            f"{what} at step {step} (learning rate {self.schedule(step):g}); {hint}. {kept}"
+            f"{what} at step {step} (learning rate {self.schedule(step):g}, epoch {epoch:.2f}); "
+            f"{hint}. {kept}"
         )
 
     @contextmanager
@@ -258,14 +270,22 @@ class Loop:
 
     @contextmanager
     def _signals_caught(self) -> Iterator[None]:
-        """Turn Ctrl-C and SIGTERM into a request to stop after the step; a second one stops now."""
+        """Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop after the step.
+
+        A second one stops now, but for SIGHUP: when a terminal closes, kernel and shell send it.
+        """
 
         def request_stop(number: int, frame: FrameType | None) -> None:
-            if self._asked is not None:
+            if number == _HANGUP:
+                let_go_of_lost_terminals()
+            if self._asked is None:
+                self._asked = number
+            elif _HANGUP not in (number, self._asked):
                 raise KeyboardInterrupt
-            self._asked = number
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if _HANGUP is not None and signal.getsignal(_HANGUP) is not signal.SIG_IGN:  # as by nohup
+            numbers.append(_HANGUP)
         try:
             previous = {number: signal.signal(number, request_stop) for number in numbers}
         except ValueError:  # not the main thread: signals are somebody else's business

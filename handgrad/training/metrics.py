@@ -70,7 +70,7 @@ class MetricsFile:
         if self.path is None:
             return
         try:
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
                 csv.writer(file, lineterminator="\n").writerow(_cells(row))
                 # On disk before the checkpoint that counts it.
                 file.flush()
@@ -108,7 +108,7 @@ def read_metrics(path: Path, limit: int | None = None) -> list[Row]:
         DataError: the file is missing or is not one.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             if tuple(reader.fieldnames or ()) != COLUMNS:
                 raise DataError(f"{path} does not have the columns {','.join(COLUMNS)}")

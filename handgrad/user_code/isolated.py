@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handgrad.console import streams
 from handgrad.user_code.blame import PROJECT, is_theirs
 
 _MOST_SAID = 2**20  # bytes of standard error that are kept
@@ -167,7 +168,8 @@ def serve(folder: str, limit: float, parent: int) -> None:
     try:
         guard = Guard(Path(folder), limit)
         module, name, argument = json.loads((Path(folder) / "order").read_text(encoding="utf-8"))
-        getattr(importlib.import_module(module), name)(argument, guard)
+        with streams():
+            getattr(importlib.import_module(module), name)(argument, guard)
         status = 0
     except BaseException:
         traceback.print_exc()

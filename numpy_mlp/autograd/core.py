@@ -24,6 +24,7 @@ from numpy.typing import DTypeLike
 from numpy_mlp.autograd.context import Context, no_grad, recording
 from numpy_mlp.autograd.gradients import Array, owner_of, sum_to
 from numpy_mlp.autograd.operators import Operators
+from numpy_mlp.modules.module import as_real, underflow_is_zero
 
 __all__ = ["ClearedGraphError", "Context", "Module", "Op", "OpNode", "TensorNode", "no_grad"]
 
@@ -38,14 +39,16 @@ class TensorNode(Operators):
     """A value in the graph, and the gradient of the loss with respect to it.
 
     Args:
-        value: an array or a number. Integers become float64; float32 and float64 stay.
+        value: an array or a number. float32 and float64 stay, float16 becomes float32, all else
+            float64.
         source: the :class:`OpNode` that made it; None for what a user makes.
         name: for pictures and error messages.
         requires_grad: whether a gradient is wanted. Ops on nodes that want none are not recorded.
 
     Attributes:
         grad: ∂L/∂value, of the shape and dtype of ``value``: zeros until :meth:`backward`, to which
-            each further ``backward`` adds, until :meth:`zero_grad`.
+            each further ``backward`` adds, until :meth:`zero_grad`. Once it was looked at, it
+            stays the same array, until it is set.
     """
 
     def __init__(
@@ -56,15 +59,11 @@ class TensorNode(Operators):
         *,
         requires_grad: bool = True,
     ) -> None:
-        value = np.asarray(value)
-        if value.dtype.kind not in "biuf":
-            raise TypeError(f"a TensorNode holds real numbers, got {value.dtype}")
-        if value.dtype.kind != "f":
-            value = value.astype(np.float64)
-        self.value: Array = value
+        self.value: Array = as_real(value, "a TensorNode")
         self.source, self.name, self.requires_grad = source, name, requires_grad
         self._grad: Array | None = None
-        self._shared = False  # whether others hold the array in _grad too
+        self._shared = False  # whether other nodes hold the array in _grad too
+        self._seen = False  # whether a user may hold it
         self._cleared = False
 
     @property
@@ -74,12 +73,13 @@ class TensorNode(Operators):
             self._grad = np.zeros_like(self.value)
         elif self._shared:  # copied when it is looked at, which most of them never are
             self._grad = self._grad.copy()
-        self._shared = False
+        self._shared, self._seen = False, True
         return self._grad
 
     @grad.setter
     def grad(self, grad: Array | None) -> None:
-        self._grad, self._shared = grad, False
+        self._grad = None if grad is None else np.array(grad)
+        self._shared = self._seen = False
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -113,9 +113,11 @@ class TensorNode(Operators):
 
     def zero_grad(self) -> None:
         """Set the gradients of this node, and of all that it depends on, to zero."""
-        self._grad = None
-        for op in _ops_below(self):
-            for node in (*op.inputs, *op.outputs):
+        below = (node for op in _ops_below(self) for node in (*op.inputs, *op.outputs))
+        for node in (self, *below):
+            if node._seen and node._grad is not None:
+                node._grad[...] = 0
+            else:
                 node._grad = None
 
     def clear(self) -> None:
@@ -250,6 +252,7 @@ class Op:
         cls.pure = pure
 
     @classmethod
+    @underflow_is_zero
     def do_forward(cls, *inputs: TensorNode, **constants: Any) -> Any:
         """Apply the op to nodes; return the output node, or a list of them where there are several.
 
@@ -351,6 +354,7 @@ class _Walk:
         for node, grad in seeds:
             self._add(node, grad)
 
+    @underflow_is_zero
     def run(self, ops: Sequence[OpNode]) -> None:
         """Take the ops in the order given, and leave every finished gradient in its node."""
         for op in ops:
@@ -386,14 +390,11 @@ class _Walk:
             return
         del self.nodes[key]
         grad = self.gradients[key]
-        if node._grad is not None:
-            node.grad = np.asarray(node._grad + grad)
+        if node._grad is not None:  # in place where a user may hold it
+            out = node._grad if node._seen else None
+            node._grad, node._shared = np.asarray(np.add(node._grad, grad, out=out)), False
             return
-        node.grad = grad
-        owner = owner_of(grad)
-        if owner in self.holders or not grad.flags.writeable:
-            node._shared = True
-            if owner in self.holders:
-                self.holders[owner]._shared = True
-        else:
-            self.holders[owner] = node
+        holder = self.holders.setdefault(owner_of(grad), node)
+        node._grad, node._seen = grad.copy() if holder._seen else grad, False
+        node._shared = not grad.flags.writeable or holder is not node
+        holder._shared = node._shared and not holder._seen

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import os
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Splits = tuple[tuple[Array, Array], tuple[Array, Array], int]
+# Folders of datasets with files of the same names.
+_NAMESAKES = re.compile(r"(fashion.?mnist|fashion|[kqe]mnist)", re.IGNORECASE)
 
 
 def load_synth(
@@ -71,7 +75,14 @@ def load_mnist(
 
 
 def _read(folder: Path, name: str) -> Array:
-    found = sorted(path for kind in (name, f"{name}.gz") for path in folder.rglob(kind))
+    # As tools that unpack may call it.
+    kinds = (name, f"{name}.gz", name.replace("-idx", ".idx"))
+    found = sorted(
+        path
+        for kind in kinds
+        for path in folder.rglob(kind)
+        if path.is_file() and not any(map(_NAMESAKES.fullmatch, path.relative_to(folder).parts))
+    )
     if not found:
         raise FileNotFoundError(
             f"no {name} or {name}.gz in {folder.absolute()} or below; give data_dir, or set "
@@ -79,8 +90,11 @@ def _read(folder: Path, name: str) -> Array:
         )
     data = found[0].read_bytes()
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
-    if data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{found[0]} is truncated or damaged ({error})") from None
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{found[0]} is not an IDX file of bytes")
     header = 4 + 4 * data[3]
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))

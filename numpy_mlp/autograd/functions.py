@@ -104,7 +104,7 @@ def celoss(outputs: TensorNode, targets: Array) -> TensorNode:
     Args:
         outputs: probabilities p (N, C), of :func:`softmax`, say. Where one may be very small,
             :func:`logsoftmax` with :func:`logceloss` is exact.
-        targets: classes t (N,), integers.
+        targets: classes t (N,), integers, or (N, C) one-hot rows.
     """
     return logceloss(Log.do_forward(outputs), targets)
 
@@ -114,7 +114,7 @@ def logceloss(logprobs: TensorNode, targets: Array) -> TensorNode:
 
     Args:
         logprobs: log p (N, C), of :func:`logsoftmax`.
-        targets: classes t (N,), integers.
+        targets: classes t (N,), integers, or (N, C) one-hot rows.
     """
     right: TensorNode = Select.do_forward(logprobs, indices=np.asarray(targets))
     total: TensorNode = Sum.do_forward(right)

@@ -31,8 +31,9 @@ from numpy_mlp.modules import (
     SiLUModule,
     SoftMaxModule,
 )
+from numpy_mlp.modules.losses import class_indices
+from numpy_mlp.modules.module import underflow_is_zero
 from numpy_mlp.modules.window import channels_last
-from numpy_mlp.modules.winograd import Winograd
 from numpy_mlp.network import Network
 from numpy_mlp.optim import Optimizer
 
@@ -56,7 +57,7 @@ class GraphLearner(NumpyLearner):
         label_smoothing: share of each training label that all classes get alike.
         detect_anomaly: check the output of every layer, and the gradient of every parameter.
 
-    Shapes: images (N, ...), as the network takes them; labels (N,), integers.
+    Shapes: images (N, ...), as the network takes them; labels (N,), integers, or one-hot (N, C).
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class GraphLearner(NumpyLearner):
             for name, array in model.params.items()
         }
 
+    @underflow_is_zero
     def train_step(self, images: Array, labels: Array, lr: float) -> tuple[float, int]:
         """Update the weights on one batch; return its mean loss and its correct predictions.
 
@@ -85,11 +87,13 @@ class GraphLearner(NumpyLearner):
         """
         self.model.train()
         logits = self._logits(images)
+        if np.ndim(labels) != 1:
+            labels = class_indices(labels, *logits.value.shape)
         loss = self.loss_of(logits, labels)
         self._check_loss(float(loss.value), images)
         trained = [node for node in self.nodes.values() if node.requires_grad]
         for node in trained:
-            node.zero_grad()
+            node.grad = None
         loss.backward()
         grads = [node.grad for node in trained]
         if self.detect_anomaly:
@@ -146,7 +150,8 @@ class GraphLearner(NumpyLearner):
                 )
                 return pooled
             case GlobalAvgPoolModule():
-                return x.sum(axis=(2, 3), keepdims=True) * (1 / x.value[0, 0].size)
+                n_pixels: int = x.size(2) * x.size(3)
+                return x.sum(axis=(2, 3), keepdims=True) * (1 / n_pixels)
             case SequentialModule():
                 for key, child in layer.children.items():
                     x = self.apply(child, f"{name}.{key}", x)
@@ -214,6 +219,6 @@ def convolution(layer: Conv2dModule, x: TensorNode, *parameters: TensorNode) -> 
         padding=window.padding,
         dilation=window.dilation,
         groups=layer.groups,
-        algorithm="winograd" if isinstance(layer.algorithm, Winograd) else "im2col",
+        algorithm=layer.algorithm,
     )
     return result

@@ -30,6 +30,7 @@ class ReLUModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``max(x, 0)``."""
+        x = self._real(x)
         # One byte an entry, and nobody else holds it: no later change of x or y can spoil it.
         self._remember(np.greater(x, 0, out=self._like("positive", x, bool)))
         y: Array = np.maximum(x, 0, out=self._over("y", x))
@@ -38,7 +39,7 @@ class ReLUModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: f'(x) = 1 where x > 0, else 0  ⇒  dx = dout * (x > 0)."""
         (positive,) = self._recall()
-        self._check_dout(dout, positive.shape)
+        dout = self._upstream(dout, positive.shape)
         dx: Array = np.multiply(dout, positive, out=self._over("dx", dout))
         return dx
 
@@ -58,6 +59,7 @@ class LeakyReLUModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``neg_slope · x`` elsewhere."""
+        x = self._real(x)
         slope = self._like("slope", x)
         slope[...] = self.neg_slope
         np.copyto(slope, 1, where=x > 0)
@@ -68,7 +70,7 @@ class LeakyReLUModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: f'(x) = 1 where x > 0, else neg_slope."""
         (slope,) = self._recall()
-        self._check_dout(dout, slope.shape)
+        dout = self._upstream(dout, slope.shape)
         dx: Array = np.multiply(dout, slope, out=self._over("dx", dout, slope))
         return dx
 
@@ -96,6 +98,7 @@ class ELUModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` where positive, ``alpha · (exp(x) - 1)`` elsewhere."""
+        x = self._real(x)
         # exp sees only x <= 0, so that it cannot overflow on the branch that is thrown away.
         y: Array = np.minimum(x, 0, out=self._like("y", x))
         np.expm1(y, out=y)
@@ -112,7 +115,7 @@ class ELUModule(Module, takes_workspace=True):
             f'(x) = y + alpha                                  ⇒   dx = dout * (y + alpha)
         """
         (y,) = self._recall()
-        self._check_dout(dout, y.shape)
+        dout = self._upstream(dout, y.shape)
         dx: Array = np.add(y, self.alpha, out=self._like("dx", y, np.result_type(y, dout)))
         np.copyto(dx, 1, where=y > 0)  # f'(x), so far
         dx *= dout
@@ -127,6 +130,7 @@ class SigmoidModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return σ(x), exact to rounding for every x."""
+        x = self._real(x)
         # exp(-|x|) cannot overflow, and σ(x) = e/(1+e) for x < 0 keeps the digits of tiny values.
         e = np.abs(x, out=self._like("e", x))
         np.exp(np.negative(e, out=e), out=e)
@@ -140,7 +144,7 @@ class SigmoidModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: σ'(x) = σ(x) (1 - σ(x))  ⇒  dx = dout * y * (1 - y)."""
         (y,) = self._recall()
-        self._check_dout(dout, y.shape)
+        dout = self._upstream(dout, y.shape)
         dx: Array = np.subtract(1, y, out=self._like("dx", y, np.result_type(y, dout)))
         dx *= y
         dx *= dout
@@ -152,6 +156,7 @@ class TanhModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return tanh(x)."""
+        x = self._real(x)
         y: Array = np.tanh(x, out=self._over("y", x))
         self._remember(y)
         return y
@@ -159,7 +164,7 @@ class TanhModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: tanh'(x) = 1 - tanh²(x)  ⇒  dx = dout * (1 - y²)."""
         (y,) = self._recall()
-        self._check_dout(dout, y.shape)
+        dout = self._upstream(dout, y.shape)
         dx: Array = np.multiply(y, y, out=self._like("dx", y, np.result_type(y, dout)))
         np.subtract(1, dx, out=dx)
         dx *= dout
@@ -171,6 +176,7 @@ class _SlopeModule(Module):
 
     def forward(self, x: Array) -> Array:
         """Return f(x)."""
+        x = self._real(x)
         slope = self._like("slope", x) if self.training else None
         y = self._over("y", x)
         if slope is None:
@@ -187,7 +193,7 @@ class _SlopeModule(Module):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x = δ · f'(x)."""
         (slope,) = self._recall()
-        self._check_dout(dout, slope.shape)
+        dout = self._upstream(dout, slope.shape)
         dx = self._over("dx", dout, slope)
         elementwise(lambda a, b, c: np.multiply(a, b, out=c), dout, slope, dx)
         return dx

@@ -74,6 +74,7 @@ class BatchNormModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``weight · x_hat + bias``, (N, D) -> (N, D)."""
+        x = self._real(x)
         assert x.ndim == 2 and x.shape[1] == self.num_features, (
             f"BatchNormModule.forward: x has shape {x.shape}, expected (N, {self.num_features})"
         )
@@ -133,11 +134,11 @@ class BatchNormModule(Module, takes_workspace=True):
                = s · weight (δ - dbias/N - x_hat · dweight/N)
         """
         x_hat, inv_std = self._recall()
-        self._check_dout(dout, x_hat.shape)
+        dout = self._upstream(dout, x_hat.shape)
         n = x_hat.shape[0]
         dweight = np.einsum("nd,nd->d", dout, x_hat)  # (D,)
         dbias = np.ones(n, dout.dtype) @ dout  # (D,)
-        self.grads["weight"], self.grads["bias"] = dweight, dbias
+        self._grad("weight")[...], self._grad("bias")[...] = dweight, dbias
         dx: Array = np.multiply(
             x_hat, dweight / n, out=self._new("dx", x_hat.shape, np.result_type(x_hat, dout))
         )
@@ -172,6 +173,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
             f"BatchNorm2dModule.forward: x has shape {x.shape}, expected "
             f"(N, {self.num_features}, H, W)"
         )
+        x = self._real(x)
         rows = channels_last(x, np.result_type(x, self.params["weight"]))
         if self.training:
             mean, var = self._batch_statistics(rows)
@@ -228,7 +230,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
         """
         rows, mean, inv_std = self._recall()
         n_images, height, width, channels = rows.shape
-        self._check_dout(dout, (n_images, channels, height, width))
+        dout = self._upstream(dout, (n_images, channels, height, width))
         upstream, n = channels_last(dout, rows.dtype), n_images * height * width
         parts: dict[int, tuple[Array, Array]] = {}
 
@@ -246,7 +248,7 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
         )
         dweight *= inv_std
         for name, grad in (("weight", dweight), ("bias", dbias)):
-            self.grads[name] = grad.astype(rows.dtype)
+            self._grad(name)[...] = grad
         scale = self.params["weight"] * inv_std
         slope = (scale * inv_std * dweight / n).astype(rows.dtype)
         shift = (dbias / n).astype(rows.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from numpy_mlp.modules.linear import initial_weight
 from numpy_mlp.modules.module import Array, Module, check_dtype
 from numpy_mlp.modules.window import (
+    Pair,
     Window,
     channels_first,
     channels_last,
@@ -21,11 +22,13 @@ from numpy_mlp.modules.window import (
 )
 from numpy_mlp.modules.winograd import Winograd
 from numpy_mlp.parallel import for_chunks
+from numpy_mlp.randomness import Source
 
 Scratch = Callable[[str, tuple[int, ...]], Array]
 """Returns an array to work in, by its name and shape, its contents undefined."""
 
 _CHUNK_BYTES = 2 << 20  # of patches: about what stays in a core's cache
+_WORTH_A_TRANSFORM = 2000  # multiplications that take as long as the transform of one weight
 
 
 class Algorithm(Protocol):
@@ -39,11 +42,11 @@ class Algorithm(Protocol):
         ...
 
     def matrix(self, weight: Array) -> Array:
-        """Return ``weight`` (O, C/groups, kH, kW) in the form that is multiplied by."""
+        """Return ``weight`` (kH, kW, C/groups, O) in the form that is multiplied by."""
         ...
 
-    def weight(self, dmatrix: Array) -> Array:
-        """Return ∂L/∂weight from ∂L/∂matrix: the transpose of :meth:`matrix`."""
+    def weight(self, dmatrix: Array, dweight: Array) -> None:
+        """Write ∂L/∂weight, given ∂L/∂matrix: the transpose of :meth:`matrix`."""
         ...
 
     def forward(self, x: Array, matrix: Array, y: Array, scratch: Scratch) -> None:
@@ -92,17 +95,13 @@ class Im2col:
         return max(1, _CHUNK_BYTES // (places * math.prod(self.window.kernel_size) * pixel_bytes))
 
     def matrix(self, weight: Array) -> Array:
-        """Return ``weight`` as (groups, kH·kW·C/groups, O/groups)."""
-        out_channels, depth, *kernel = weight.shape
-        parts = weight.reshape(self.groups, -1, depth, *kernel)  # (G, O/G, C/G, kH, kW)
-        return parts.transpose(0, 3, 4, 2, 1).reshape(self.groups, -1, out_channels // self.groups)
+        """Return ``weight`` as (groups, kH·kW·C/groups, O/groups), a view."""
+        n_out = weight.shape[3] // self.groups
+        return weight.reshape(-1, self.groups, n_out).transpose(1, 0, 2)
 
-    def weight(self, dmatrix: Array) -> Array:
-        """Return the entries of a matrix as (O, C/groups, kH, kW)."""
-        groups, size, n_out = dmatrix.shape
-        kernel = self.window.kernel_size
-        parts = dmatrix.reshape(groups, *kernel, size // math.prod(kernel), n_out)
-        return parts.transpose(0, 4, 3, 1, 2).reshape(groups * n_out, -1, *kernel)
+    def weight(self, dmatrix: Array, dweight: Array) -> None:
+        """Write ∂L/∂matrix in the order of the weight."""
+        dweight[...] = dmatrix.transpose(1, 0, 2).reshape(dweight.shape)
 
     def _patches(self, shape: tuple[int, ...], scratch: Scratch) -> tuple[Array, Array]:
         """Return memory for patches, as matrices (G, n·OH·OW, K) and as (kH, kW, n, OH, OW, C)."""
@@ -158,74 +157,6 @@ class Im2col:
             dx[...] = self.window.inside(padded, *x.shape[1:3])
 
 
-Lane = Callable[[int, DTypeLike], Scratch]
-"""Returns what gives a lane of :func:`~numpy_mlp.parallel.for_chunks` arrays to work in."""
-
-
-def convolve(
-    algorithm: Algorithm, rows: Array, weight: Array, bias: Array | None, y: Array, lane_of: Lane
-) -> None:
-    """Write the convolution of images (N, H, W, C) into ``y`` (N, OH, OW, O), a chunk at a time."""
-    matrix = algorithm.matrix(weight)
-
-    def work(chunk: slice, lane: int) -> None:
-        algorithm.forward(rows[chunk], matrix, y[chunk], lane_of(lane, rows.dtype))
-        if bias is not None:
-            y[chunk] += bias
-
-    for_chunks(len(rows), _images_at_once(algorithm, rows), work)
-
-
-def convolve_backward(
-    algorithm: Algorithm,
-    rows: Array,
-    weight: Array,
-    upstream: Array,
-    dx: Array | None,
-    wanted: Collection[str],
-    lane_of: Lane,
-) -> dict[str, Array]:
-    """Write ∂L/∂x into ``dx``, unless it is None, and return the gradients that are wanted.
-
-    Args:
-        algorithm: of :func:`convolve`.
-        rows: images (N, H, W, C).
-        weight: (O, C/groups, kH, kW).
-        upstream: δ (N, OH, OW, O).
-        dx: of the shape of ``rows``.
-        wanted: ``weight``, ``bias``, both or none of them.
-        lane_of: of :func:`convolve`.
-    """
-    matrix = algorithm.matrix(weight)
-    sums: dict[int, dict[str, Array]] = {}  # of each lane
-
-    def work(chunk: slice, lane: int) -> None:
-        scratch, δ = lane_of(lane, rows.dtype), upstream[chunk]
-        part = {}
-        if "weight" in wanted:
-            name = "dmatrix" if lane in sums else "sum of dmatrix"
-            part["weight"] = scratch(name, matrix.shape)
-        if "bias" in wanted:
-            part["bias"] = np.ones(math.prod(δ.shape[:3]), δ.dtype) @ δ.reshape(-1, δ.shape[3])
-        dx_part = None if dx is None else dx[chunk]
-        algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
-        if lane in sums:
-            _add(sums[lane], part)
-        else:
-            sums[lane] = part
-
-    for lane in range(1, for_chunks(len(rows), _images_at_once(algorithm, rows), work)):
-        _add(sums[0], sums[lane])
-    if "weight" in wanted:
-        sums[0]["weight"] = algorithm.weight(sums[0]["weight"])
-    return sums[0]
-
-
-def _images_at_once(algorithm: Algorithm, rows: Array) -> int:
-    height, width, channels = rows.shape[1:]
-    return algorithm.images_at_once(height, width, rows.itemsize * channels)
-
-
 def _add(sums: dict[str, Array], more: dict[str, Array]) -> None:
     for name, part in more.items():
         sums[name] += part
@@ -254,6 +185,7 @@ class Conv2dModule(Module, takes_workspace=True):
         gain: of the activation before this layer.
         weight_std: draw the weights from N(0, ``weight_std``²) instead of Kaiming's scheme, whose
             variance is gain² / fan_in, of fan_in = C/groups · kH · kW.
+        weight: the weights themselves, which are not copied, instead of random ones.
         algorithm: ``"im2col"``; ``"winograd"``, which needs fewer multiplications where the kernel
             is 3×3 with stride 1, no dilation and one group; ``"auto"`` takes the faster one.
 
@@ -281,9 +213,10 @@ class Conv2dModule(Module, takes_workspace=True):
         bias: bool = True,
         *,
         dtype: DTypeLike = np.float64,
-        rng: np.random.Generator | None = None,
+        rng: Source = None,
         gain: float = math.sqrt(2.0),
         weight_std: float | None = None,
+        weight: Array | None = None,
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
@@ -301,26 +234,41 @@ class Conv2dModule(Module, takes_workspace=True):
         )
         self.in_channels, self.out_channels = int(in_channels), int(out_channels)
         self.groups = int(groups)
-        self.algorithm = choose_algorithm(
-            algorithm, self.window, self.groups, min(in_channels, out_channels)
-        )
-        shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
-        self.params = {"weight": initial_weight(shape, gain, weight_std, rng, dtype)}
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+        if algorithm == "winograd" and not (Winograd.fits(self.window) and groups == 1):
+            raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
+        self.algorithm = algorithm
+        if weight is None:
+            shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
+            weight = initial_weight(shape, gain, weight_std, rng, dtype)
+            # In the order of the matrix, (kH, kW, C/groups, O), and seen as (O, C/groups, kH, kW).
+            weight = _seen_as_filters(np.ascontiguousarray(_as_rows(weight)))
+        self.params = {"weight": weight}
         if bias:
             self.params["bias"] = np.zeros(self.out_channels, dtype=dtype)
         self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}
 
     def forward(self, x: Array) -> Array:
         """Return the convolution of ``x``, (N, C, H, W) -> (N, O, OH, OW)."""
+        x = self._real(x)
         assert x.ndim == 4 and x.shape[1] == self.in_channels, (
             f"Conv2dModule.forward: x has shape {x.shape}, expected (N, {self.in_channels}, H, W)"
         )
         weight = self.params["weight"]
         rows = channels_last(x, np.result_type(x, weight))
-        self._remember(rows)
         places = self.window.output_size(*rows.shape[1:3])
         y = self._new("y", (len(x), *places, self.out_channels), rows.dtype)
-        convolve(self.algorithm, rows, weight, self.params.get("bias"), y, self._lane_of)
+        algorithm = self._algorithm(len(rows), places)
+        matrix = algorithm.matrix(_as_rows(weight))
+        self._remember(rows, algorithm, matrix)
+
+        def work(chunk: slice, lane: int) -> None:
+            algorithm.forward(rows[chunk], matrix, y[chunk], self._scratch_of(lane, rows.dtype))
+            if "bias" in self.params:
+                y[chunk] += self.params["bias"]
+
+        for_chunks(len(x), self._images_at_once(algorithm, rows), work)
         return channels_first(y)
 
     def backward(self, dout: Array) -> Array:
@@ -330,32 +278,67 @@ class Conv2dModule(Module, takes_workspace=True):
 
             ∂L/∂bias[o] = Σ_{n,r,s} δ[n,o,r,s]
         """
-        (rows,) = self._recall()
+        rows, algorithm, matrix = self._recall()
         dx = self._new("dx", rows.shape, rows.dtype)
-        self._backward(dout, rows, dx)
+        self._backward(dout, rows, algorithm, matrix, dx)
         return channels_first(dx)
 
     def backward_parameters(self, dout: Array) -> None:
         """Store ∂L/∂weight and ∂L/∂bias; enough for the first layer of a network."""
-        (rows,) = self._recall()
-        self._backward(dout, rows, None)
+        rows, algorithm, matrix = self._recall()
+        self._backward(dout, rows, algorithm, matrix, None)
 
-    def _backward(self, dout: Array, rows: Array, dx: Array | None) -> None:
+    def _backward(
+        self, dout: Array, rows: Array, algorithm: Algorithm, matrix: Array, dx: Array | None
+    ) -> None:
         places = self.window.output_size(*rows.shape[1:3])
-        self._check_dout(dout, (len(rows), self.out_channels, *places))
-        upstream = channels_last(dout, np.result_type(dout, rows))
-        grads = convolve_backward(
-            self.algorithm,
-            rows,
-            self.params["weight"],
-            upstream,
-            dx,
-            self.params.keys() - self.frozen,
-            self._lane_of,
-        )
-        self.grads.update(grads)
+        dout = self._upstream(dout, (len(rows), self.out_channels, *places))
+        upstream = channels_last(dout, rows.dtype)
+        trained = self.params.keys() - self.frozen
+        sums: dict[int, dict[str, Array]] = {}  # of each lane
 
-    def _lane_of(self, lane: int, dtype: DTypeLike) -> Scratch:
+        def work(chunk: slice, lane: int) -> None:
+            scratch, δ = self._scratch_of(lane, rows.dtype), upstream[chunk]
+            part = {}
+            if "weight" in trained:
+                name = "dmatrix" if lane in sums else "sum of dmatrix"
+                part["weight"] = scratch(name, matrix.shape)
+            if "bias" in trained:
+                ones = np.ones(math.prod(δ.shape[:3]), δ.dtype)
+                part["bias"] = ones @ δ.reshape(-1, self.out_channels)
+            dx_part = None if dx is None else dx[chunk]
+            algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
+            if lane in sums:
+                _add(sums[lane], part)
+            else:
+                sums[lane] = part
+
+        for lane in range(1, for_chunks(len(rows), self._images_at_once(algorithm, rows), work)):
+            _add(sums[0], sums[lane])
+        if "weight" in trained:
+            algorithm.weight(sums[0]["weight"], _as_rows(self._grad("weight")))
+        if "bias" in trained:
+            self._grad("bias")[...] = sums[0]["bias"]
+
+    def _algorithm(self, n_images: int, places: Pair) -> Algorithm:
+        """Return what computes the convolution of so many images at so many places."""
+        im2col = Im2col(self.window, self.groups)
+        if self.algorithm == "im2col" or not Winograd.fits(self.window) or self.groups > 1:
+            return im2col
+        winograd = Winograd(self.window)
+        if self.algorithm == "winograd":
+            return winograd
+        # Multiplications for each pair of channels, against the transforms: of the weights, which
+        # many images share, and of the images, which many channels share.
+        saved = 9 * n_images * math.prod(places) - 36 * n_images * math.prod(winograd.tiles(places))
+        channels = min(self.in_channels, self.out_channels)
+        return winograd if saved > _WORTH_A_TRANSFORM and channels >= 16 else im2col
+
+    def _images_at_once(self, algorithm: Algorithm, rows: Array) -> int:
+        height, width = rows.shape[1:3]
+        return algorithm.images_at_once(height, width, rows.itemsize * self.in_channels)
+
+    def _scratch_of(self, lane: int, dtype: DTypeLike) -> Scratch:
         """Return what gives this lane arrays to work in."""
         return lambda name, shape: self._scratch(name, lane, shape, dtype)
 
@@ -368,21 +351,11 @@ class Conv2dModule(Module, takes_workspace=True):
         )
 
 
-def choose_algorithm(algorithm: str, window: Window, groups: int, channels: int) -> Algorithm:
-    """Return what computes a convolution.
+def _as_rows(weight: Array) -> Array:
+    """Return (O, C, kH, kW) as (kH, kW, C, O), a view."""
+    return weight.transpose(2, 3, 1, 0)
 
-    Args:
-        algorithm: one of :data:`ALGORITHMS`.
-        window: of the kernel.
-        groups: of the channels.
-        channels: that go in or come out, the smaller number.
-    """
-    fits = Winograd.fits(window) and groups == 1
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    if algorithm == "winograd" and not fits:
-        raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
-    # With few channels the transforms cost more than the multiplications that they save.
-    if algorithm == "winograd" or (algorithm == "auto" and fits and channels >= 16):
-        return Winograd(window)
-    return Im2col(window, groups)
+
+def _seen_as_filters(rows: Array) -> Array:
+    """Return (kH, kW, C, O) as (O, C, kH, kW), a view."""
+    return rows.transpose(3, 2, 0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.randomness import Source, as_generator
 
 
 class DropoutModule(Module, takes_workspace=True):
@@ -14,7 +15,8 @@ class DropoutModule(Module, takes_workspace=True):
 
     Args:
         p: probability that an entry is zeroed, 0 ≤ p < 1.
-        rng: source of the masks; a fresh, unseeded one by default.
+        rng: source of the masks, a generator or a seed; by default NumPy's global one seeds a new
+            one.
 
     Shapes: any; ``x``, ``y``, ``dout`` and ``dx`` have the same.
 
@@ -24,15 +26,16 @@ class DropoutModule(Module, takes_workspace=True):
     Source: Srivastava et al., *Dropout*, JMLR 15, 2014.
     """
 
-    def __init__(self, p: float = 0.5, *, rng: np.random.Generator | None = None) -> None:
+    def __init__(self, p: float = 0.5, *, rng: Source = None) -> None:
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"dropout probability must be in [0, 1), got {p!r}")
         self.p = p
-        self.rng = np.random.default_rng() if rng is None else rng
+        self.rng = as_generator(rng)
 
     def forward(self, x: Array) -> Array:
         """Return ``x`` with a share p of its entries zeroed and the others scaled up."""
+        x = self._real(x)
         if not self.training:
             return x.copy() if self.workspace is None else x
         # float32 numbers decide for either dtype: half the random bits, and the same masks.
@@ -47,7 +50,7 @@ class DropoutModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: y[i] = x[i] · scale[i]  ⇒  dx = dout * scale, with the same mask."""
         (scale,) = self._recall()
-        self._check_dout(dout, scale.shape)
+        dout = self._upstream(dout, scale.shape)
         dx: Array = np.multiply(dout, scale, out=self._over("dx", dout, scale))
         return dx
 

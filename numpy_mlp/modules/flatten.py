@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from numpy_mlp.modules.module import Array, Module
 
 
@@ -20,6 +22,7 @@ class FlattenModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return the rows, (N, ...) -> (N, D)."""
+        x = np.asarray(x)  # of any type, which the first layer converts
         assert x.ndim >= 2, f"FlattenModule.forward: x has shape {x.shape}, expected (N, ...)"
         self._remember(x.shape)
         return self._reshaped(x, (len(x), math.prod(x.shape[1:])))
@@ -31,7 +34,7 @@ class FlattenModule(Module, takes_workspace=True):
         ∂L/∂x[n,i,j,…] = δ[n,d].
         """
         (shape,) = self._recall()
-        self._check_dout(dout, (shape[0], math.prod(shape[1:])))
+        dout = self._upstream(dout, (shape[0], math.prod(shape[1:])))
         return self._reshaped(dout, shape)
 
     def _reshaped(self, x: Array, shape: tuple[int, ...]) -> Array:

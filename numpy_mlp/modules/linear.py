@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numpy_mlp.modules.module import Array, Module, check_dtype
+from numpy_mlp.randomness import Source, as_generator
 
 
 def initial_weight(
     shape: tuple[int, ...],
     gain: float,
     weight_std: float | None,
-    rng: np.random.Generator | None,
+    rng: Source,
     dtype: DTypeLike,
 ) -> Array:
     """Return weights from N(0, gain² / fan_in), or from N(0, ``weight_std``²) if that is given.
@@ -35,8 +36,7 @@ def initial_weight(
         weight_std = gain / math.sqrt(math.prod(shape[1:]))
     elif not 0 < weight_std < math.inf:
         raise ValueError(f"weight_std must be positive, got {weight_std!r}")
-    rng = np.random.default_rng() if rng is None else rng
-    return (rng.standard_normal(shape) * weight_std).astype(dtype)
+    return (as_generator(rng).standard_normal(shape) * weight_std).astype(dtype)
 
 
 class LinearModule(Module, takes_workspace=True):
@@ -51,7 +51,7 @@ class LinearModule(Module, takes_workspace=True):
             activation; its initial weights then have gain 1.
         bias: add b.
         dtype: ``float32`` or ``float64``.
-        rng: source of the initial weights; a fresh, unseeded one by default.
+        rng: source of the initial weights, a generator or a seed; by default NumPy's global one.
         gain: gain of the activation before this layer (√2 for ReLU, which zeroes half of its
             inputs). Not used when ``input_layer`` is true.
         weight_std: draw the weights from N(0, ``weight_std``²) instead of Kaiming's scheme
@@ -84,7 +84,7 @@ class LinearModule(Module, takes_workspace=True):
         *,
         bias: bool = True,
         dtype: DTypeLike = np.float64,
-        rng: np.random.Generator | None = None,
+        rng: Source = None,
         gain: float = math.sqrt(2.0),
         weight_std: float | None = None,
     ) -> None:
@@ -103,6 +103,7 @@ class LinearModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x Wᵀ + b``, (N, in_features) -> (N, out_features)."""
+        x = self._real(x)
         assert x.ndim == 2 and x.shape[1] == self.in_features, (
             f"LinearModule.forward: x has shape {x.shape}, expected (N, {self.in_features})"
         )
@@ -126,6 +127,7 @@ class LinearModule(Module, takes_workspace=True):
 
         For the gradients of weight and bias see :meth:`backward_parameters`.
         """
+        dout = self._real(dout, "dout")
         self.backward_parameters(dout)
         return self._matmul("dx", dout, self.params["weight"])  # (N, out) @ (out, in) -> (N, in)
 
@@ -141,10 +143,10 @@ class LinearModule(Module, takes_workspace=True):
         No 1/N appears: the mean over the batch entered once, in the loss, and is inside δ.
         """
         (x,) = self._recall()
-        self._check_dout(dout, (x.shape[0], self.out_features))
-        self.grads["weight"] = self._matmul("dweight", dout.T, x)  # (out, N) @ (N, in)
-        if "bias" in self.params:  # a sum, as a product: (out,)
-            self.grads["bias"] = np.ones(len(dout), dout.dtype) @ dout
+        dout = self._upstream(dout, (x.shape[0], self.out_features))
+        np.matmul(dout.T, x, out=self._grad("weight"))  # (out, N) @ (N, in)
+        if "bias" in self.params:  # a sum, as a product
+            np.matmul(np.ones(len(dout), dout.dtype), dout, out=self._grad("bias"))
 
     def __repr__(self) -> str:
         return f"LinearModule(in_features={self.in_features}, out_features={self.out_features})"

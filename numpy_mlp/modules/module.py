@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +14,12 @@ from numpy_mlp.workspace import Workspace
 Array = NDArray[Any]
 """An array of float32 or float64; a shape comment says which axes it has."""
 
+underflow_is_zero = np.errstate(under="ignore")
+"""Decorates what computes: a number too small for its type is 0, whatever ``np.seterr`` says."""
+
 
 class BackwardBeforeForwardError(RuntimeError):
-    """``backward`` was called with nothing remembered from a training ``forward``."""
+    """``backward`` was called with nothing remembered from a training ``forward`` of its own."""
 
 
 class Module:
@@ -26,13 +30,18 @@ class Module:
     ``backward`` needs is handed to :meth:`_remember`, which keeps it in training mode only:
     evaluation costs no memory. A subclass with parameters also sets ``params`` and ``grads``
     (dictionaries with the same keys); ``backward`` writes ``grads`` and never touches ``params``.
+    The arrays in ``grads`` stay the same ones, zeros at first: each ``backward`` writes into them.
     What is remembered is not copied: between ``forward`` and ``backward`` the caller leaves x and y
-    as they are. ``buffers`` holds arrays that are part of the state but are not trained.
+    as they are; and it serves one ``backward``, which forgets it. ``buffers`` holds arrays that are
+    part of the state but are not trained.
 
-    Results are new arrays. While a training step lends the layers its :class:`Workspace`, results,
-    ``grads`` included, are in that step's arrays, which the next step overwrites, and a layer may
-    write over an argument that nobody reads any more: :meth:`_new` and :meth:`_over` give a result
-    its array either way.
+    Arguments are real numbers of any type, memory order and strides: :func:`as_real` says in which
+    type they are computed with.
+
+    Results are new arrays. While a training step lends the layers its :class:`Workspace`, results
+    are in that step's arrays, which the next step overwrites, and a layer may write over an
+    argument that nobody reads any more: :meth:`_new` and :meth:`_over` give a result its array
+    either way.
 
     Attributes:
         takes_workspace: whether the class may be lent one: it keeps what its ``backward`` reads by
@@ -51,6 +60,9 @@ class Module:
     def __init_subclass__(cls, *, takes_workspace: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.takes_workspace = takes_workspace
+        for name in ("forward", "backward", "backward_parameters"):
+            if isinstance(method := vars(cls).get(name), FunctionType):
+                setattr(cls, name, underflow_is_zero(method))
 
     def __init__(self) -> None:
         self.training = True
@@ -102,18 +114,43 @@ class Module:
             self.workspace.pin(values)
 
     def _recall(self) -> tuple[Any, ...]:
-        """Return what :meth:`_remember` kept.
+        """Return what :meth:`_remember` kept, and forget it: it serves one backward pass.
 
         Raises:
             BackwardBeforeForwardError: nothing is kept.
         """
-        if self._cache is None:
+        values, self._cache = self._cache, None
+        if values is None:
             name = type(self).__name__
             raise BackwardBeforeForwardError(
-                f"{name}.backward() has nothing to work on: call {name}.forward(x) first, in "
-                f"training mode (evaluation mode and clear_cache() forget)"
+                f"{name}.backward() has nothing to work on: call {name}.forward(x) before each "
+                f"backward, in training mode (evaluation mode and clear_cache() forget); a {name} "
+                f"used at two places of a network must be two objects"
             )
-        return self._cache
+        return values
+
+    def _real(self, x: Any, name: str = "x") -> Array:
+        """Return an argument called ``name`` in the type that it is computed with."""
+        if type(x) is np.ndarray and x.dtype in _FLOATS:
+            return x
+        params = getattr(self, "params", {})
+        return as_real(x, f"{type(self).__name__}: {name}", params.get("weight", 0.0))
+
+    def _upstream(self, dout: Any, shape: tuple[int, ...]) -> Array:
+        """Return ``dout`` in the type that it is computed with; its shape must be that of y."""
+        array = self._real(dout, "dout")
+        assert array.shape == shape, (
+            f"{type(self).__name__}.backward: dout has shape {array.shape}, "
+            f"but forward returned {shape}"
+        )
+        return array
+
+    def _grad(self, name: str) -> Array:
+        """Return the array in ``grads`` that a parameter's gradient is written into."""
+        param, grad = self.params[name], self.grads.get(name)
+        if grad is None or grad.shape != param.shape:  # a user took it out
+            grad = self.grads[name] = np.zeros_like(param)
+        return grad
 
     def _new(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
         """Return an array to write a result into, its contents undefined."""
@@ -160,11 +197,30 @@ class Module:
         out = self._new(name, (a.shape[0], b.shape[1]), np.result_type(a, b))
         return np.matmul(a, b, out=out)
 
-    def _check_dout(self, dout: Array, shape: tuple[int, ...]) -> None:
-        assert np.shape(dout) == shape, (
-            f"{type(self).__name__}.backward: dout has shape {np.shape(dout)}, "
-            f"but forward returned {shape}"
+
+def as_real(x: Any, what: str, like: Any = 0.0) -> Array:
+    """Return ``x`` as an array in the floating-point type that it is computed with.
+
+    float32 and float64 stay. float16 becomes float32, as its sums would overflow and its
+    denominators vanish, or the type of ``like``, if that is larger; whole numbers and booleans take
+    a type that holds them and ``like``.
+
+    Raises:
+        TypeError: ``x`` holds other things than real numbers; the error begins with ``what``.
+    """
+    array: Array = np.asarray(x)
+    if array.dtype in _FLOATS:
+        return array
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{what} holds {array.dtype}, expected real numbers; give floats, "
+            f"np.asarray(..., dtype=np.float64)"
         )
+    at_least = np.float32 if array.dtype.kind == "f" else array.dtype
+    return array.astype(np.result_type(array, at_least, like))
+
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 def check_dtype(dtype: DTypeLike) -> None:

@@ -88,6 +88,7 @@ class LayerNormModule(_SampleNorm, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``weight · x_hat + bias``, the shape of ``x``."""
+        x = self._real(x)
         axes = len(self.normalized_shape)
         assert x.shape[-axes:] == self.normalized_shape, (
             f"LayerNormModule.forward: x has shape {x.shape}, expected "
@@ -104,12 +105,12 @@ class LayerNormModule(_SampleNorm, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Store ∂L/∂weight = Σ δ · x_hat and ∂L/∂bias = Σ δ, over samples; return ∂L/∂x."""
         x_hat, inv_std = self._recall()
-        rows = dout.reshape(x_hat.shape)
-        g = rows
+        dout = self._real(dout, "dout")
+        g = rows = dout.reshape(x_hat.shape)
         if self.params:
             shape = self.normalized_shape
-            self.grads["weight"] = np.sum(rows * x_hat, axis=0).reshape(shape)
-            self.grads["bias"] = rows.sum(axis=0).reshape(shape)
+            self._grad("weight")[...] = np.sum(rows * x_hat, axis=0).reshape(shape)
+            self._grad("bias")[...] = rows.sum(axis=0).reshape(shape)
             g = rows * self.params["weight"].reshape(-1)
         return self._through(g, x_hat, inv_std).reshape(dout.shape)
 
@@ -157,6 +158,7 @@ class GroupNormModule(_SampleNorm, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``weight · x_hat + bias``, the shape of ``x``."""
+        x = self._real(x)
         assert x.ndim >= 2 and x.shape[1] == self.num_channels, (
             f"GroupNormModule.forward: x has shape {x.shape}, expected "
             f"(N, {self.num_channels}, ...)"
@@ -172,11 +174,11 @@ class GroupNormModule(_SampleNorm, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Store ∂L/∂weight = Σ δ · x_hat and ∂L/∂bias = Σ δ, over images and pixels; return dx."""
         x_hat, inv_std = self._recall()
-        g = dout
+        g = dout = self._real(dout, "dout")
         if self.params:
             others = (0, *range(2, dout.ndim))
-            self.grads["weight"] = np.sum(dout * x_hat.reshape(dout.shape), axis=others)
-            self.grads["bias"] = dout.sum(axis=others)
+            self._grad("weight")[...] = np.sum(dout * x_hat.reshape(dout.shape), axis=others)
+            self._grad("bias")[...] = dout.sum(axis=others)
             g = dout * self._of_channels(self.params["weight"], dout.ndim)
         return self._through(g.reshape(x_hat.shape), x_hat, inv_std).reshape(dout.shape)
 

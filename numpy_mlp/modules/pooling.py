@@ -80,6 +80,7 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return the maxima, (N, C, H, W) -> (N, C, OH, OW)."""
+        x = self._real(x)
         places = self._check(x)
         rows = channels_last(x)
         shape = (len(rows), *places, rows.shape[3])
@@ -87,10 +88,9 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
         # Which place of the window held the maximum: one byte, where the images take four.
         kind = np.uint8 if math.prod(self.window.kernel_size) <= 256 else np.int64
         winner = self._new("winner", shape, kind)
-        least = -np.inf if rows.dtype.kind == "f" else np.iinfo(rows.dtype).min
 
         def work(chunk: slice, lane: int) -> None:
-            padded = self.window.padded(part := rows[chunk], self._padded(part, lane), least)
+            padded = self.window.padded(part := rows[chunk], self._padded(part, lane), -np.inf)
             best, index = y[chunk], winner[chunk]
             for number, offset in enumerate(self.window.offsets()):
                 seen = self.window.seen_at(offset, padded, places)
@@ -117,8 +117,7 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
         Where windows overlap, one entry can win in several: their gradients add up.
         """
         winner, shape = self._recall()
-        self._check_dout(dout, channels_first(winner).shape)
-        upstream = channels_last(dout)
+        upstream = channels_last(self._upstream(dout, channels_first(winner).shape))
         dx = self._new("dx", shape, upstream.dtype)
 
         def work(chunk: slice, lane: int) -> None:
@@ -147,8 +146,9 @@ class AvgPool2dModule(_PoolModule, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return the means, (N, C, H, W) -> (N, C, OH, OW)."""
+        x = self._real(x)
         places = self._check(x)
-        rows = channels_last(x, np.result_type(x, 0.0))
+        rows = channels_last(x)
         y = self._new("y", (len(rows), *places, rows.shape[3]), rows.dtype)
 
         def work(chunk: slice, lane: int) -> None:
@@ -169,7 +169,7 @@ class AvgPool2dModule(_PoolModule, takes_workspace=True):
         ∂L/∂x[n,c,h,v] = 1/(kH kW) Σ over the windows (r, s) that see (h, v) of δ[n,c,r,s]
         """
         shape, out_shape = self._recall()
-        self._check_dout(dout, (out_shape[0], out_shape[3], *out_shape[1:3]))
+        dout = self._upstream(dout, (out_shape[0], out_shape[3], *out_shape[1:3]))
         upstream = channels_last(dout)
         dx = self._new("dx", shape, upstream.dtype)
 
@@ -199,6 +199,7 @@ class GlobalAvgPoolModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return the means, (N, C, H, W) -> (N, C, 1, 1)."""
+        x = self._real(x)
         assert x.ndim == 4, f"GlobalAvgPoolModule: x has shape {x.shape}, expected (N, C, H, W)"
         self._remember(x.shape)
         mean: Array = x.mean(axis=(2, 3), keepdims=True)
@@ -207,7 +208,7 @@ class GlobalAvgPoolModule(Module, takes_workspace=True):
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: every pixel has the same share, ∂L/∂x[n,c,h,v] = δ[n,c] / (H W)."""
         ((n, channels, height, width),) = self._recall()
-        self._check_dout(dout, (n, channels, 1, 1))
+        dout = self._upstream(dout, (n, channels, 1, 1))
         dx = self._new("dx", (n, height, width, channels), np.result_type(dout, 0.0))
         dx[...] = channels_last(dout) / (height * width)
         return channels_first(dx)

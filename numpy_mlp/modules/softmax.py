@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from numpy_mlp.modules.module import Array, Module
+from numpy_mlp.modules.module import Array, Module, as_real, underflow_is_zero
 
 
+@underflow_is_zero
 def softmax(x: Array) -> Array:
     """Return ``exp(x[n,c]) / Σ_k exp(x[n,k])``, (N, C) -> (N, C).
 
@@ -14,6 +15,7 @@ def softmax(x: Array) -> Array:
     cancels; but the largest exponent is then 0 and the sum at least 1, so that neither overflow
     nor 0/0 can happen (Goodfellow et al., *Deep Learning*, 2016, section 4.1).
     """
+    x = as_real(x, "softmax: x")
     y: Array = np.exp(x - x.max(axis=1, keepdims=True))
     y /= y.sum(axis=1, keepdims=True)
     return y
@@ -27,6 +29,7 @@ class SoftMaxModule(Module, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return the probabilities, (N, C) -> (N, C); each row sums to 1."""
+        x = self._real(x)
         assert x.ndim == 2, f"SoftMaxModule.forward: x has shape {x.shape}, expected (N, C)"
         y = softmax(x)
         self._remember(y)
@@ -44,6 +47,6 @@ class SoftMaxModule(Module, takes_workspace=True):
         which never builds the (C, C) Jacobian.
         """
         (y,) = self._recall()
-        self._check_dout(dout, y.shape)
+        dout = self._upstream(dout, y.shape)
         dx: Array = y * (dout - (dout * y).sum(axis=1, keepdims=True))
         return dx

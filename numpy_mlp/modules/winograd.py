@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from numpy_mlp.modules.module import Array
-from numpy_mlp.modules.window import Window, col2im, im2col
+from numpy_mlp.modules.window import Pair, Window, col2im, im2col
 
 # One dimension, F(4, 3): four outputs of a filter of three from six inputs in six multiplications
 # instead of twelve, y = Aᵀ((G g) ⊙ (Bᵀ d)). The six are values of two polynomials at the points
@@ -75,31 +75,27 @@ class Winograd:
         """Say whether a convolution with this window can be computed so."""
         return (window.kernel_size, window.stride, window.dilation) == ((3, 3), (1, 1), (1, 1))
 
-    def _tiles(self, height: int, width: int) -> tuple[int, int]:
+    @staticmethod
+    def tiles(places: Pair) -> Pair:
         """Return how many tiles cover the outputs, down and across; the last may stick out."""
-        rows, columns = self.window.output_size(height, width)
-        return -(-rows // 4), -(-columns // 4)
+        return -(-places[0] // 4), -(-places[1] // 4)
+
+    def _tiles(self, height: int, width: int) -> Pair:
+        return self.tiles(self.window.output_size(height, width))
 
     def images_at_once(self, height: int, width: int, pixel_bytes: int) -> int:
         """Return how many images to take at a time."""
         return max(1, _TILES_AT_ONCE // math.prod(self._tiles(height, width)))
 
     def matrix(self, weight: Array) -> Array:
-        """Return U = G g, (O, C, 3, 3) -> (36, C, O)."""
-        out_channels, in_channels = weight.shape[:2]
-        g = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(9, -1)
-        _, transform, _ = _transforms(weight.dtype)
-        u: Array = transform @ g
-        return u.reshape(36, in_channels, out_channels)
+        """Return U = G g, (3, 3, C, O) -> (36, C, O)."""
+        u: Array = _transforms(weight.dtype)[1] @ weight.reshape(9, -1)
+        return u.reshape(36, *weight.shape[2:])
 
-    def weight(self, dmatrix: Array) -> Array:
-        """Return dg = Gᵀ dU, (36, C, O) -> (O, C, 3, 3)."""
-        _, in_channels, out_channels = dmatrix.shape
-        _, transform, _ = _transforms(dmatrix.dtype)
-        dg = transform.T @ dmatrix.reshape(36, -1)
-        return np.ascontiguousarray(
-            dg.reshape(3, 3, in_channels, out_channels).transpose(3, 2, 0, 1)
-        )
+    def weight(self, dmatrix: Array, dweight: Array) -> None:
+        """Write dg = Gᵀ dU, (36, C, O) -> (3, 3, C, O)."""
+        transform = _transforms(dmatrix.dtype)[1].T
+        dweight[...] = (transform @ dmatrix.reshape(36, -1)).reshape(dweight.shape)
 
     def _padded(self, shape: tuple[int, ...], scratch: Callable[..., Array]) -> Array:
         n, height, width, channels = shape

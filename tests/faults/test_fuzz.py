@@ -1,242 +1,154 @@
-"""Every file that is read, damaged in every way that comes to mind.
-
-What comes out is a ValueError with something to say, or a result that is whole: never another
-exception, a crash, a hang, a command that runs, a file that appears, or memory out of proportion.
-"""
+"""A sample of the campaign in fuzz.py, proof of what it would notice, and single hostile files."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import importlib.util
 import io
 import json
 import os
 import pickle
 import random
-import struct
+import signal
 import subprocess
-import tarfile
+import sys
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import campaign
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from fuzz_targets import archive
 
-from handgrad.backends.mlp_numpy import NumpyMLPSettings
 from handgrad.data import BatchLoader, Split
 from handgrad.data.preprocess import Preprocessing
 from handgrad.data.sources import cifar10
 from handgrad.data.sources.idx import parse_idx
-from handgrad.errors import DataError, UserError
-from handgrad.runs.folder import read_config
-from handgrad.runs.settings import settings_from_dict
-from handgrad.training.checkpoint import Checkpoint, load_arrays
+from handgrad.errors import DataError
+from handgrad.training.checkpoint import load_arrays
 from handgrad.training.loop import Loop
-from handgrad.training.metrics import MetricsFile, Row, read_metrics
 from numpy_mlp import MLP
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD
 
-# Inputs of each kind. docs/reliability.md gives their sum.
-INPUTS = {
-    "cifar pickle": 3000,
-    "cifar tar": 1200,
-    "idx": 2500,
-    "checkpoint": 1800,
-    "config": 1500,
-    "metrics": 1500,
-    "config, hypothesis": 500,
-    "idx, hypothesis": 500,
-}
-SECONDS = 5.0  # of the processor, for one input, at most
+FAULTS = Path(__file__).parent
 
 
-def test_there_are_enough() -> None:
-    assert sum(INPUTS.values()) >= 10_000
+def start(*arguments: str, results: Path, code: str = "") -> subprocess.Popen[str]:
+    """Begin a campaign; ``code`` comes before it in the same process."""
+    call = f"import sys, fuzz\n{code}\nsys.exit(fuzz.main(sys.argv[1:]))"
+    return subprocess.Popen(
+        [sys.executable, "-c", call, *arguments, "--jobs", "2", "--results", str(results)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=campaign.environment() | {"PYTHONPATH": f"{campaign.ROOT}:{FAULTS}"},
+    )
 
 
-def damaged(rng: random.Random, seeds: list[bytes]) -> bytes:
-    """Return one of ``seeds``, damaged in one to three ways."""
-    data = bytearray(rng.choice(seeds))
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(data) + 1)
-        # Headers are short and matter most: half of the damage is near the beginning.
-        at = min(at, rng.randrange(64)) if rng.random() < 0.5 else at
-        length = rng.choice((1, 2, 4, 8, rng.randint(1, 300)))
-        kind = rng.randrange(8)
-        if kind == 0 and data:
-            at %= len(data)
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            data[at : at + length] = rng.randbytes(length)
-        elif kind == 2:
-            del data[at:]
-        elif kind == 3:
-            del data[at : at + length]
-        elif kind == 4:
-            data[at:at] = data[at : at + length]
-        elif kind == 5:
-            other = rng.choice(seeds)
-            start = rng.randrange(len(other))
-            data[at : at + length] = other[start : start + length]
-        elif kind == 6:
-            form, value = rng.choice(
-                (("<I", 2**32 - 1), (">I", 2**31), ("<Q", 2**62), (">Q", 2**40))
-            )
-            number = struct.pack(form, value)
-            data[at : at + len(number)] = number
-        else:
-            word = rng.choice(
-                (b"", b"\x00" * 8, b"\xff" * 8, b"nan", b"-1", b"1e999", b"{[", b"\n")
-            )
-            data[at : at + len(word)] = word
-    return bytes(data)
+def inputs(results: Path) -> int:
+    lines = map(json.loads, results.read_text().splitlines()) if results.exists() else ()
+    return sum(line.get("inputs", 0) for line in lines)
 
 
-@contextlib.contextmanager
-def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Fail when a command is run."""
+def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+    """The campaign is killed itself on the way, and goes on."""
+    results = tmp_path / "fuzz.jsonl"
+    arguments = ("--count", "10000", "--engines", "hypothesis", "random")
+    process = start(*arguments, results=results)
+    while not inputs(results):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = results.read_text()
+    process = start(*arguments, results=results)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "FOUND" not in output
+    assert results.read_text().startswith(before)
+    assert 10_000 <= inputs(results) < 10_400
 
-    def ran(*args: Any, **kwargs: Any) -> None:
-        pytest.fail(f"a file made us run {args}")
 
-    with monkeypatch.context() as patch:
-        for owner, name in (
-            (os, "system"),
-            (os, "popen"),
-            (os, "execv"),
-            (os, "remove"),
-            (subprocess, "Popen"),
-        ):
-            patch.setattr(owner, name, ran)
-        yield
+@pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris is not installed")
+def test_led_by_the_code(tmp_path: Path) -> None:
+    process = start("--count", "1000", "--engines", "atheris", results=tmp_path / "fuzz.jsonl")
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
 
 
-def attack(
-    name: str,
-    seeds: list[bytes],
-    read: Callable[[bytes], Any],
-    whole: Callable[[Any], bool],
-    *,
-    factor: int = 30,
-) -> int:
-    """Feed the damaged seeds to ``read``; return how many were read all the same.
-
-    Args:
-        name: in :data:`INPUTS`.
-        seeds: whole files; each must be readable.
-        read: raises a ValueError for what it cannot use.
-        whole: says whether what was read is a result to go on with.
-        factor: how many times an input's length may be allocated, beyond a fixed 4 MiB.
+def test_planted_faults_are_reported_and_can_be_seen_again(tmp_path: Path) -> None:
+    code = """if True:
+        import itertools, os, subprocess, tempfile, time
+        from handgrad.errors import DataError
+        def refuse(data): raise DataError("this file is damaged")
+        def quiet(data): raise DataError("no")
+        def look_up(data): return {}[data]
+        def execute(data):
+            try: subprocess.run(["true"])
+            except Exception: pass
+        def write(data): open("/tmp/planted", "w")
+        def take(data): return len(bytes(1 << 30))
+        def swell(data): return len(bytearray(20 << 20))
+        def hang(data):
+            for _ in itertools.count(): pass
+        def die(data): os.abort()
+        def lie(data): return None
+        fuzz.SECONDS, fuzz.MEASURED = 0.5, 2
+        fuzz.Fuzzing.begin = lambda self: None
+        plants = (refuse, quiet, look_up, execute, write, take, swell, hang, die, lie)
+        fuzz.fuzz_targets.targets = lambda folder, runs: {
+            plant.__name__: fuzz.Target(plant, [b"seed"], lambda found: found is not None, 1)
+            for plant in plants
+        }
     """
-    for seed in seeds:
-        assert whole(read(seed))
-    survived = 0
-    for number in range(INPUTS[name]):
-        data = damaged(random.Random(f"{name} {number}"), seeds)
-        measured = number % 10 == 0
-        if measured:
-            tracemalloc.start()
-        start = time.process_time()
-        try:
-            result = read(data)
-        except ValueError as error:
-            assert len(str(error)) > 10, error
-        else:
-            survived += 1
-            assert whole(result), (name, number)
-        finally:
-            if measured:
-                _, peak = tracemalloc.get_traced_memory()
-                tracemalloc.stop()
-                assert peak < factor * len(data) + (4 << 20), (name, number, peak)
-        assert time.process_time() - start < SECONDS, (name, number)
-    assert survived < INPUTS[name], "the damage is not seen at all"
-    return survived
+    results = tmp_path / "fuzz.jsonl"
+    process = start("--count", "40", "--engines", "random", results=results, code=code)
+    output, _ = process.communicate()
+    assert process.returncode == 1, output
+    for name, expected in {
+        "quiet": "nothing said but 'no'",
+        "look_up": "KeyError",
+        "execute": "a file made us call subprocess.Popen",
+        "write": "a file made us write: open /tmp/planted",
+        "take": "MemoryError",
+        "swell": "20 MiB for",
+        "hang": "more than 0.5 s of the processor",
+        "die": "it died: -6",
+        "lie": "not whole",
+    }.items():
+        found = [line for line in output.splitlines() if line.startswith(f"FOUND: {name}, ")]
+        assert any(expected in line for line in found), (name, output)
+    assert "FOUND: refuse" not in output
+    again = output.partition("FOUND: look_up")[2].partition("--again ")[2].split()[0]
+    process = start("--again", again, results=results, code=code)
+    output, _ = process.communicate()
+    assert process.returncode == 1 and "KeyError" in output
 
 
-def batch(n: int, rng: np.random.Generator, protocol: int = 2) -> bytes:
-    images = rng.integers(0, 256, (n, 3072), dtype=np.uint8)
-    content = {b"data": images, b"labels": list(range(n)), b"filenames": [b"a.png"] * n}
-    return pickle.dumps(content, protocol=protocol)
-
-
-def test_cifar_pickles(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+def test_a_pickle_that_runs_a_command() -> None:
     class Command:
         def __reduce__(self) -> Any:
             return os.system, ("echo ran",)
 
-    def whole(result: Any) -> bool:
-        images, labels = result
-        return bool(
-            images.shape == (len(labels), 3072)
-            and images.dtype == np.uint8
-            and ((labels >= 0) & (labels < 10)).all()
-        )
-
-    def read(data: bytes) -> Any:
-        return cifar10._parse_batch(io.BytesIO(data), "batch")
-
     hostile = pickle.dumps({b"data": Command(), b"labels": [1]}, protocol=2)
-    with nothing_runs(monkeypatch):
-        with pytest.raises(DataError, match="refused"):
-            read(hostile)
-        seeds = [batch(n, rng, protocol) for n in (1, 2) for protocol in (0, 2, 4)]
-        attack("cifar pickle", seeds, read, whole)
+    with pytest.raises(DataError, match="refused"):
+        cifar10._parse_batch(io.BytesIO(hostile), "batch")
 
 
-def test_cifar_archives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
-) -> None:
-    def archive(link: str = "", prefix: str = "cifar-10-batches-py/") -> bytes:
-        file = io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for name in cifar10._BATCHES:
-                content = batch(1, rng)
-                member = tarfile.TarInfo(prefix + name)
-                member.size = len(content)
-                if name == link:
-                    member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/passwd", 0
-                tar.addfile(member, io.BytesIO(content))
-        return file.getvalue()
-
+def test_an_archive_with_paths_and_links_out_of_it(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     path = folder / cifar10.ARCHIVE
-
-    def read(data: bytes) -> Any:
-        path.write_bytes(data)
-        return cifar10._assemble(cifar10._read_archive(path))
-
-    def whole(result: Any) -> bool:
-        return bool(result[0].shape == (5, 3, 32, 32) and result[2].shape == (1, 3, 32, 32))
-
-    def packed(data: bytes) -> bytes:
-        return gzip.compress(data, 1)
-
     # A path out of the folder is only a name to us: nothing is ever written.
-    assert whole(read(packed(archive(prefix="../../../tmp/"))))
+    path.write_bytes(gzip.compress(archive(prefix="../../../tmp/"), 1))
+    assert cifar10._assemble(cifar10._read_archive(path))[0].shape == (5, 3, 32, 32)
+    path.write_bytes(gzip.compress(archive(link="data_batch_2"), 1))
     with pytest.raises(DataError, match="does not contain data_batch_2"):
-        read(packed(archive(link="data_batch_2")))
-    seeds = [archive()]
-    with nothing_runs(monkeypatch):
-        attack(
-            "cifar tar",
-            seeds,
-            # Damage inside the archive, and damage of its compressed form.
-            lambda data: (
-                read(data if len(data) % 3 == 0 else packed(data))
-                if data != seeds[0]
-                else read(packed(data))
-            ),
-            whole,
-            factor=60,
-        )
+        list(cifar10._read_archive(path))
     assert [entry.name for entry in folder.iterdir()] == [path.name]
     assert [entry.name for entry in tmp_path.iterdir()] == ["data"]
 
@@ -251,17 +163,6 @@ def test_an_archive_that_unpacks_without_end(
         list(cifar10._read_archive(path))
 
 
-def idx(shape: tuple[int, ...]) -> bytes:
-    header = bytes([0, 0, 8, len(shape)]) + b"".join(struct.pack(">I", n) for n in shape)
-    return header + bytes(range(np.prod(shape)))
-
-
-def test_idx() -> None:
-    plain = [idx((3, 4, 5)), idx((7,)), idx((2, 3))]
-    seeds = [*plain, *(gzip.compress(data) for data in plain)]
-    attack("idx", seeds, lambda data: parse_idx(data, "file"), lambda a: a.dtype == np.uint8)
-
-
 def test_an_idx_header_that_claims_the_world() -> None:
     tracemalloc.start()
     with pytest.raises(DataError, match="announces"):
@@ -269,15 +170,6 @@ def test_an_idx_header_that_claims_the_world() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
-
-
-@settings(max_examples=INPUTS["idx, hypothesis"], deadline=None)
-@given(st.integers(0, 6), st.lists(st.integers(0, 2**32 - 1), max_size=5), st.binary(max_size=200))
-def test_idx_headers(dims: int, sizes: list[int], rest: bytes) -> None:
-    data = bytes([0, 0, 8, dims]) + b"".join(struct.pack(">I", n) for n in sizes) + rest
-    with contextlib.suppress(DataError):
-        array = parse_idx(data, "file")
-        assert array.nbytes == len(data) - 4 - 4 * dims
 
 
 def _loop(folder: Path) -> Loop:
@@ -293,28 +185,6 @@ def _loop(folder: Path) -> Loop:
         eval_every=2,
         checkpoint_path=folder / "checkpoint.safetensors",
     )
-
-
-def test_checkpoints(tmp_path: Path) -> None:
-    loop = _loop(tmp_path)
-    assert loop.run()
-    path = loop.checkpoint_path
-    seed = path.read_bytes()
-    wanted = {name: array.copy() for name, array in loop.learner.weights().items()}
-    fresh = _loop(tmp_path)
-
-    def read(data: bytes) -> Loop:
-        path.write_bytes(data)
-        fresh.resume(Checkpoint.load(path))
-        return fresh
-
-    def whole(result: Loop) -> bool:
-        # What was not noticed must have changed nothing.
-        return result.progress.step == 4 and all(
-            np.array_equal(array, wanted[name]) for name, array in result.learner.weights().items()
-        )
-
-    attack("checkpoint", [seed], read, whole, factor=60)
 
 
 def test_every_bit_of_a_checkpoint_is_looked_at(tmp_path: Path) -> None:
@@ -333,65 +203,6 @@ def test_every_bit_of_a_checkpoint_is_looked_at(tmp_path: Path) -> None:
             # A name of an array within the header, say a space that became a tab.
             assert found_texts == texts and found.keys() == arrays.keys()
             assert all(np.array_equal(found[name], arrays[name]) for name in arrays)
-
-
-def test_configs(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    content = {
-        "commands": ["a"],
-        "settings": {"lr": 0.1, "hidden_dims": [3, 4], "dataset": "mnist"},
-    }
-    seeds = [json.dumps(content, indent=2).encode(), json.dumps(content).encode()]
-
-    def read(data: bytes) -> NumpyMLPSettings:
-        path.write_bytes(data)
-        return settings_from_dict(NumpyMLPSettings, read_config(tmp_path).get("settings"), "config")
-
-    def whole(result: NumpyMLPSettings) -> bool:
-        sizes = result.hidden_dims
-        return 0 < result.lr < float("inf") and all(type(n) is int and n > 0 for n in sizes)
-
-    attack("config", seeds, read, whole, factor=200)
-
-
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=8,
-)
-names = st.sampled_from([*NumpyMLPSettings.__dataclass_fields__, "unknown"])
-
-
-@settings(
-    max_examples=INPUTS["config, hypothesis"],
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(anything | st.dictionaries(names, anything, max_size=4))
-def test_settings_of_any_kind(values: Any) -> None:
-    with contextlib.suppress(UserError):
-        found = settings_from_dict(NumpyMLPSettings, values, "config.json")
-        assert settings_from_dict(NumpyMLPSettings, vars(found), "config.json") == found
-
-
-def test_metrics(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    file = MetricsFile(path)
-    file.create()
-    for step in range(4):
-        file.append(Row(step, step / 3, "validation", 0.5, 0.25, 0.1, 1.5))
-
-    def read(data: bytes) -> list[Row]:
-        path.write_bytes(data)
-        return read_metrics(path)
-
-    attack(
-        "metrics",
-        [path.read_bytes()],
-        read,
-        lambda rows: all(type(row.step) is int and type(row.loss) is float for row in rows),
-        factor=200,
-    )
 
 
 def test_nothing_else_reads_pickles() -> None:

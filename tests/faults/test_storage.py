@@ -6,6 +6,8 @@ import builtins
 import errno
 import io
 import os
+import pty
+import select
 import shutil
 import signal
 import subprocess
@@ -193,14 +195,15 @@ def test_a_disk_that_becomes_read_only(small_disk: Path) -> None:
     assert Checkpoint.load(folder / "checkpoint.safetensors").progress["step"] % 20 == 0
 
 
+def _endless(script: str, folder: Path) -> list[str]:
+    command = [sys.executable, str(ROOT / "scripts" / f"{script}.py")]
+    return [*command, "--max-steps", "10000000", "--eval-every", "20", "--out", str(folder)]
+
+
 def _endless_run(script: str, folder: Path) -> subprocess.Popen[str]:
     """Begin a run that would not end, and wait for its first checkpoint."""
     process = subprocess.Popen(
-        [
-            *(sys.executable, str(ROOT / "scripts" / f"{script}.py")),
-            *["--max-steps", "10000000", "--eval-every", "20", "--quiet", "--out"],
-            str(folder),
-        ],
+        [*_endless(script, folder), "--quiet"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -214,6 +217,14 @@ def _endless_run(script: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.fixture
+def hangup_ends() -> Iterator[None]:
+    """Have processes begin with SIGHUP at its default, which whoever runs the tests may ignore."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
 @pytest.mark.parametrize(
     ("script", "number", "status"),
     [
@@ -222,8 +233,12 @@ def _endless_run(script: str, folder: Path) -> subprocess.Popen[str]:
         ("train_mlp_pytorch", signal.SIGINT, 130),
         ("train_mlp_pytorch", signal.SIGTERM, 143),
         ("train_convnet", signal.SIGTERM, 143),
+        ("train_mlp_numpy", signal.SIGHUP, 129),
+        ("train_mlp_pytorch", signal.SIGHUP, 129),
+        ("train_convnet", signal.SIGHUP, 129),
     ],
 )
+@pytest.mark.usefixtures("hangup_ends")
 def test_signals_save_and_end_with_the_usual_status(
     script: str, number: signal.Signals, status: int, tmp_path: Path
 ) -> None:
@@ -235,6 +250,49 @@ def test_signals_save_and_end_with_the_usual_status(
     step = Checkpoint.load(folder / "checkpoint.safetensors").progress["step"]
     assert f"stopped after step {step} of 10000000; go on with: " in err
     assert err.count("\n") == 1
+
+
+def test_nohup_trains_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = _endless_run("train_mlp_numpy", folder)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    checkpoint = folder / "checkpoint.safetensors"
+    process.send_signal(signal.SIGHUP)
+    written, end = checkpoint.stat().st_mtime_ns, time.monotonic() + DEADLINE
+    while checkpoint.stat().st_mtime_ns == written:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143, err
+
+
+@pytest.mark.parametrize("options", [[], ["--live"]], ids=["bar", "live"])
+@pytest.mark.usefixtures("hangup_ends")
+def test_a_terminal_that_is_closed_stops_the_run_at_a_checkpoint(
+    options: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    argv = [*_endless("train_mlp_numpy", folder), "--threads", "1", *options]
+    child, terminal = pty.fork()
+    if not child:
+        os.environ["TERM"] = "xterm"
+        os.execv(argv[0], argv)
+    end = time.monotonic() + DEADLINE
+    checkpoint = folder / "checkpoint.safetensors"
+    while not checkpoint.exists() or not Checkpoint.load(checkpoint).progress["step"]:
+        assert time.monotonic() < end
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 2**16)
+    os.close(terminal)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 128 + signal.SIGHUP
+    step = Checkpoint.load(checkpoint).progress["step"]
+    again = _command("--resume", str(folder), "--max-steps", str(step))
+    assert again.returncode == 0, again.stderr
 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -46,6 +47,38 @@ def test_train_does_what_the_command_does(tmp_path: Path, run: TrainedRun) -> No
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (
         run.folder / "model.safetensors"
     ).read_bytes()
+
+
+class Logistic:
+    """σ(x), as a student writes it."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        self.y = 1 / (1 + np.exp(-x))
+        return self.y
+
+    def backward(self, dout: np.ndarray) -> np.ndarray:
+        return dout * self.y * (1 - self.y)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "elu", "lr": 0.5},
+        {"activation": "sigmoid", "optimizer": "adamw", "weight_std": 1e-30},
+        {"engine": "graph", "activation": "tanh", "lr": 0.5},
+    ],
+)
+def test_numpys_errors_of_the_program_stop_no_training(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    folders = [tmp_path / mode for mode in ("raise", "ignore")]
+    for folder in folders:
+        with np.errstate(all=folder.name):  # type: ignore[call-overload]
+            trained = handgrad.train("mlp-numpy", out=folder, **{**SHORT, **options})
+            p = trained.predict_proba(handgrad.load_dataset("digits").test.images)
+            assert np.isfinite(p).all() and handgrad.check_gradients(Logistic).passed
+    weights = [(folder / "model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
 
 
 def test_what_a_run_holds(run: TrainedRun) -> None:
@@ -138,6 +171,18 @@ def test_an_observer_that_fails_ends_the_run_and_leaves_the_checkpoint(tmp_path:
     assert kind == "end" and isinstance(error, RuntimeError)
     resumed = handgrad.train("mlp-numpy", resume=folder, quiet=True)
     assert resumed.history[-1].step == 6
+
+
+def test_a_program_whose_output_is_not_unicode_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    stdout = io.TextIOWrapper(written, "cp1251", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    options = {**SHORT, "hidden_dims": [8], "quiet": False}
+    handgrad.train("mlp-numpy", out=tmp_path / "run", **options)
+    stdout.flush()
+    assert b"test images of 1x8x8" in written.getvalue() and stdout.errors == "strict"
 
 
 def test_a_signal_raises_and_the_run_goes_on(tmp_path: Path, run: TrainedRun) -> None:

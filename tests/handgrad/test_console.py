@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import ast
 import errno
+import io
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import handgrad
+from handgrad import console
 from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from handgrad.benchmark.command import main as benchmark
 from handgrad.checker.command import main as check_gradients
@@ -146,3 +151,72 @@ def test_closed_pipe_ends_quietly() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1251", "cp437", "latin-1", "utf-8"])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_a_stream_cannot_encode_is_spelled_out(
+    encoding: str, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    mine = io.TextIOWrapper(written, encoding, errors="strict", newline="")
+    monkeypatch.setattr(sys, stream, mine)
+    text = "8×8, 1–2 → Δ ± ≥ 猫 \udcff"
+    assert guarded(lambda: print(text, file=getattr(sys, stream)) or 0) == 0
+    plain = {"×": "x", "–": "-", "→": "->", "Δ": "d", "±": "+-", "≥": ">=", "猫": r"\u732b"}
+    expected = b""
+    for character in f"{text}\n":
+        try:
+            expected += character.encode(encoding)
+        except UnicodeEncodeError:
+            expected += b"\xff" if character == "\udcff" else plain[character].encode()
+    mine.flush()
+    assert written.getvalue() == expected
+    assert mine.errors == "strict", "of a program that goes on"
+
+
+def test_all_that_is_printed_has_a_spelling_in_ascii() -> None:
+    package, missing = Path(handgrad.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text("utf-8"))
+        docstrings = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef | ast.FunctionDef)
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and id(node) not in docstrings:
+                missing |= {c for c in str(node.value) if ord(c) > 127 and c.isprintable()}
+    assert missing - set(console._STANDS_FOR) <= set("⠿─│")  # drawn where they can be encoded
+
+
+_COMMANDS = [
+    ["train-mlp-numpy", "--max-steps", "2", "--live", "--out", "run"],
+    ["train-mlp-pytorch", "--help"],
+    ["compare-engines", "--steps", "2", "--engines", "modules", "graph", "--out", "compared"],
+    ["check-gradients", "layer.py"],
+    ["reproduce", "--list"],
+]
+
+
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda words: words[0])
+@pytest.mark.parametrize("stream", ["ascii", "C"])
+def test_commands_in_the_locales_of_others(command: list[str], stream: str, tmp_path: Path) -> None:
+    (tmp_path / "layer.py").write_text(
+        "class Twice:\n"
+        "    def forward(self, x):\n        print('×')\n        return 2 * x\n"
+        "    def backward(self, dout):\n        print('Δ →')\n        return 2 * dout\n",
+        encoding="utf-8",
+    )
+    locale = {"PYTHONUTF8": "0", "LC_ALL": "C"} if stream == "C" else {"PYTHONIOENCODING": stream}
+    result = subprocess.run(
+        [sys.executable, "-m", "handgrad", *command],
+        cwd=tmp_path,
+        env={**os.environ, **locale},
+        capture_output=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    said = (result.stdout + result.stderr).decode("ascii")
+    assert "Traceback" not in said and said.count("?") == 0

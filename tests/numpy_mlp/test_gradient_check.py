@@ -20,6 +20,7 @@ from numpy_mlp.modules import (
     LinearModule,
     SoftMaxCrossEntropyModule,
     SoftMaxModule,
+    TanhModule,
 )
 from numpy_mlp.modules.module import Array
 
@@ -103,7 +104,8 @@ def _ignores_upstream(self: ELUModule, dout: Array) -> Array:
 
 
 def _forgets_the_mean(self: BatchNormModule, dout: Array) -> Array:
-    _, inv_std = self._recall()
+    assert self._cache is not None
+    _, inv_std = self._cache
     BatchNormModule.backward(self, dout)
     return inv_std * dout
 
@@ -209,3 +211,15 @@ def test_mistakes_of_a_first_layer_are_named(
 def test_a_list_is_refused_with_advice(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match=r"x is list; convert it"):
         check_gradients(SoftMaxModule(), [[1.0, 2.0]], rng=rng)  # type: ignore[arg-type]
+
+
+def test_read_only_and_repeated_inputs(rng: np.random.Generator) -> None:
+    x = np.broadcast_to(rng.standard_normal(3), (4, 3))  # read-only, each row the same memory
+    assert check_gradients(TanhModule(), x, rng=rng).passed
+    loss = SoftMaxCrossEntropyModule()
+    assert check_loss_gradient(loss, x, np.array([0, 1, 2, 2])).passed
+
+
+def test_half_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="floating-point x, got float16"):
+        eval_numerical_gradient(lambda x: float(x.sum()), np.ones(3, np.float16))

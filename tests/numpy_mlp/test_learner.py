@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 
 from numpy_mlp import MLP
+from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD, AdamW
 
@@ -88,6 +92,25 @@ def test_the_learning_rate_is_the_steps_own(rng: np.random.Generator) -> None:
     learner.train_step(*_batch(rng), 0.0)
     for name, array in learner.weights().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_a_parameter_that_was_replaced_is_noticed(rng: np.random.Generator) -> None:
+    learner = _learner()
+    layer = learner.model.layers[2]
+    layer.params["bias"] = layer.params["bias"].copy()
+    with pytest.raises(AssertionError, match=r"bias of LinearModule.* is another array"):
+        learner.train_step(*_batch(rng), 0.1)
+
+
+@pytest.mark.parametrize("kind", [NumpyLearner, GraphLearner])
+def test_labels_may_be_a_column_or_one_hot(kind: Any, rng: np.random.Generator) -> None:
+    x, y = _batch(rng)
+    results = []
+    for labels in (y, y[:, None], np.eye(4)[y], y.tolist(), y.astype(np.uint8)):
+        model = MLP(12, [7], 4, rng=0)
+        learner = kind(model, SGD(model.params, 0.1))
+        results.append((learner.train_step(x, labels, 0.1), learner.eval_step(x, labels)[0]))
+    assert results.count(results[0]) == 5
 
 
 def test_first_layer_is_the_first_weight() -> None:

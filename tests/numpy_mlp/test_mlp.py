@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import numpy_mlp.autograd as vg
+import torch_models
 from numpy_mlp import MLP
 from numpy_mlp.gradient_check import check_gradients
+from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.modules import (
     BackwardBeforeForwardError,
     BatchNormModule,
     SoftMaxCrossEntropyModule,
 )
+from numpy_mlp.optim import SGD
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -61,11 +66,21 @@ def test_training_with_the_fused_loss_gives_pytorchs_gradients(rng: np.random.Ge
 def test_three_ways_back_agree(rng: np.random.Generator, input_dropout: float) -> None:
     model = MLP(3, [6], 4, input_dropout=input_dropout, rng=rng)
     x, dout = rng.standard_normal((8, 3)), rng.standard_normal((8, 4))
+    masks = copy.deepcopy(getattr(model.layers[0], "rng", None))
+
+    def forward() -> np.ndarray:
+        """Return ∂L/∂logits after a forward pass with the same masks."""
+        if masks is not None:
+            model.layers[0].rng = copy.deepcopy(masks)  # type: ignore[attr-defined]
+        model.forward(x)
+        return model.layers[-1].backward(dout)
+
     model.forward(x)
     dx = model.backward(dout)
     grads = {name: grad.copy() for name, grad in model.grads.items()}
-    dlogits = model.layers[-1].backward(dout)
+    dlogits = forward()
     np.testing.assert_array_equal(model.backward_logits(dlogits), dx)
+    forward()
     model.backward_parameters(dlogits)
     for name, grad in grads.items():
         np.testing.assert_array_equal(model.grads[name], grad)
@@ -92,9 +107,13 @@ def test_the_first_layer_with_parameters_computes_no_dx(rng: np.random.Generator
     """It may be another than a linear layer, and what comes before it is not asked for anything."""
     model = MLP(3, [6], 4, input_dropout=0.3, rng=rng)
     model.layers.insert(1, BatchNormModule(3))
-    dlogits = model.logits(rng.standard_normal((8, 3)))
+    x = rng.standard_normal((8, 3))
+    masks = copy.deepcopy(model.layers[0].rng)  # type: ignore[attr-defined]
+    dlogits = model.logits(x)
     model.backward_logits(dlogits)
     grads = {name: grad.copy() for name, grad in model.grads.items()}
+    model.layers[0].rng = masks  # type: ignore[attr-defined]
+    model.logits(x)
     model.layers[0].backward = None  # type: ignore[assignment, method-assign]
     done: list[Any] = []
     model.backward_parameters(dlogits, done.append)
@@ -176,6 +195,56 @@ def test_state_of_another_architecture_is_refused_whole() -> None:
 def test_bad_arguments_are_named(args: Any, kwargs: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         MLP(*args, **kwargs)
+
+
+def test_gradients_taken_once_before_a_loop_train(rng: np.random.Generator) -> None:
+    model, twin = (MLP(3, [6], 4, batch_norm=True, rng=0) for _ in "ab")
+    x, y, loss = rng.standard_normal((8, 3)), rng.integers(0, 4, 8), SoftMaxCrossEntropyModule()
+    params, grads = list(model.params.values()), list(model.grads.values())
+    learner = NumpyLearner(twin, SGD(twin.params, 0.1))
+    held = dict(twin.grads)
+    losses = []
+    for _ in range(20):
+        value, dlogits = loss.loss_and_gradient(model.logits(x), y)
+        model.backward_logits(dlogits)
+        for param, grad in zip(params, grads, strict=True):
+            param -= 0.1 * grad
+        losses.append(value)
+        assert value == pytest.approx(learner.train_step(x, y, 0.1)[0], rel=1e-12)
+    assert losses[-1] < 0.8 * losses[0]
+    for name, grad in held.items():
+        assert twin.grads[name] is grad
+        np.testing.assert_allclose(grad, model.grads[name], rtol=1e-9, atol=1e-12)
+
+
+def test_one_hidden_layer_may_be_given_as_its_width() -> None:
+    one, two = (MLP(4, n_hidden, 2, rng=0) for n_hidden in (3, [3]))
+    assert repr(one) == repr(two) and len(one.layers) == 4
+    for name, param in one.params.items():
+        np.testing.assert_array_equal(param, two.params[name])
+    twin = torch_models.MLP(4, 3, 2)
+    assert [tuple(p.shape) for p in twin.parameters()] == [(3, 4), (3,), (2, 3), (2,)]
+    assert [layer.w.size() for layer in vg.MLP(4, 2, hidden_sizes=3).layers] == [(3, 4), (2, 3)]
+
+
+def test_data_may_be_lists_and_frames() -> None:
+    """Whatever NumPy makes an array of: a DataFrame does, by ``__array__``."""
+
+    class Frame:
+        def __init__(self, values: Any) -> None:
+            self.values = np.array(values)
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+            return self.values
+
+    rows, dout = [[1, 2, 3], [4, 5, 6]], np.ones((2, 4))
+    model, loss = MLP(3, [6], 4, rng=0), SoftMaxCrossEntropyModule()
+    expected, dx = model(np.array(rows, float)), model.backward(dout)
+    for x in (rows, Frame(rows), np.array(rows, np.uint8)):
+        np.testing.assert_array_equal(model(x), expected)
+        np.testing.assert_array_equal(model.backward(dout.tolist()), dx)
+        assert loss.forward(x, [0, 2]) == loss.forward(np.array(rows, float), np.array([0, 2]))
+        assert loss.forward(x, Frame([[0], [2]])) == loss.forward(x, [0, 2])
 
 
 def test_float32_throughout(rng: np.random.Generator) -> None:

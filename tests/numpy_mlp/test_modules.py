@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from numpy_mlp import MLP
 from numpy_mlp.gradient_check import check_gradients, check_loss_gradient
 from numpy_mlp.modules import (
     BackwardBeforeForwardError,
@@ -169,9 +170,11 @@ def test_parameters_are_not_changed_and_gradients_not_accumulated(
 ) -> None:
     layer = CASES[name].make()
     params = copy.deepcopy(getattr(layer, "params", {}))
-    y = layer.forward(_input(rng))
+    x = _input(rng)
+    y = layer.forward(x)
     layer.backward(y)
     first = copy.deepcopy(getattr(layer, "grads", {}))
+    layer.forward(x)
     layer.backward(y)
     for key, param in params.items():
         np.testing.assert_array_equal(layer.params[key], param)
@@ -242,6 +245,7 @@ def test_backward_parameters_is_the_first_half_of_backward(rng: np.random.Genera
     layer.backward(dout)
     expected = copy.deepcopy(layer.grads)
     layer.grads["weight"][:] = layer.grads["bias"][:] = 0
+    layer.forward(x)
     layer.backward_parameters(dout)
     for key, grad in expected.items():
         np.testing.assert_array_equal(layer.grads[key], grad)
@@ -252,10 +256,41 @@ def test_gradients_that_were_reset_to_none_come_back(rng: np.random.Generator) -
     layer.grads = {"weight": None, "bias": None}  # type: ignore[dict-item]
     layer.forward(_input(rng))
     layer.backward(dout)
-    kept = layer.grads["bias"]
-    np.testing.assert_allclose(kept, dout.sum(axis=0))
-    layer.backward(2 * dout)
-    np.testing.assert_allclose(kept, dout.sum(axis=0))
+    np.testing.assert_allclose(layer.grads["bias"], dout.sum(axis=0))
+
+
+@pytest.mark.parametrize("name", ["linear", "batchnorm"])
+def test_gradients_are_written_into_the_same_arrays(name: str, rng: np.random.Generator) -> None:
+    layer = CASES[name].make()
+    held = dict(layer.grads)
+    assert not any(grad.any() for grad in held.values())
+    for scale in (1, 2):
+        y = layer.forward(_input(rng))
+        layer.backward(scale * np.ones_like(y))
+        for key, grad in held.items():
+            assert layer.grads[key] is grad
+        np.testing.assert_allclose(held["bias"], 7 * scale)
+
+
+@ALL
+def test_one_forward_serves_one_backward(name: str, rng: np.random.Generator) -> None:
+    """So that a layer used at two places, which remembers the last of them only, is noticed."""
+    layer, x = CASES[name].make(), _input(rng)
+    dout = np.ones_like(layer.forward(x))
+    layer.forward(x)
+    layer.backward(dout)
+    assert layer._cache is None
+    with pytest.raises(BackwardBeforeForwardError, match="used at two places of a network"):
+        layer.backward(dout)
+
+
+def test_one_activation_at_two_places_is_refused(rng: np.random.Generator) -> None:
+    model = MLP(3, [3, 3], 3, rng=rng)
+    model.layers[3] = model.layers[1]
+    with pytest.raises(
+        BackwardBeforeForwardError, match="two places of a network must be two objects"
+    ):
+        check_gradients(model, _input(rng), rng=rng)
 
 
 def test_backward_parameters_of_a_layer_without_one_of_its_own(rng: np.random.Generator) -> None:
@@ -264,6 +299,7 @@ def test_backward_parameters_of_a_layer_without_one_of_its_own(rng: np.random.Ge
     layer.backward(dout)
     expected = copy.deepcopy(layer.grads)
     layer.grads = {}
+    layer.forward(x)
     assert layer.backward_parameters(dout) is None  # type: ignore[func-returns-value]
     for key, grad in expected.items():
         np.testing.assert_array_equal(layer.grads[key], grad)
@@ -302,8 +338,9 @@ def test_flatten_refuses_what_is_no_batch() -> None:
 
 def test_relu_survives_changes_to_its_input_and_output(rng: np.random.Generator) -> None:
     layer, x = ReLUModule(), _input(rng)
-    y = layer.forward(x)
+    layer.forward(x)
     expected = layer.backward(np.ones_like(x))
+    y = layer.forward(x)
     x[:] = -1.0
     y[:] = 0.0
     np.testing.assert_array_equal(layer.backward(np.ones_like(x)), expected)
@@ -389,7 +426,9 @@ def _probabilities(rng: np.random.Generator) -> np.ndarray:
 LABELS = np.array([0, 3, 1, 1, 2, 0])  # class counts differ; all classes occur
 
 
-@pytest.mark.parametrize("y", [LABELS, np.eye(4)[LABELS], np.eye(4, dtype=int)[LABELS]])
+@pytest.mark.parametrize(
+    "y", [LABELS, LABELS[:, None], np.eye(4)[LABELS], np.eye(4, dtype=int)[LABELS]]
+)
 @pytest.mark.parametrize("loss", [CrossEntropyModule(), SoftMaxCrossEntropyModule()])
 def test_loss_gradient_agrees_with_finite_differences(
     loss: Any, y: np.ndarray, rng: np.random.Generator
@@ -436,7 +475,10 @@ def test_cross_entropy_of_an_impossible_target_is_finite() -> None:
 @pytest.mark.parametrize(
     ("y", "named"),
     [
-        (np.array([0, 4]), "label 4 is out of range"),
+        (np.array([0, 4]), "label 4 is out of range: expected 0 to 3, one for each of 4 outputs"),
+        (np.array([[0], [4]]), "label 4 is out of range"),
+        (np.array([0.0, 1.5]), r"got float64 of shape \(2,\); give y.astype\(int\)"),
+        (np.array([True, False]), r"got bool of shape \(2,\); give y.astype\(int\)"),
         (np.array([0, -1]), "label -1"),
         (np.array([0.0, 1.0]), "integer labels"),
         (np.array([0, 1, 2]), "shape"),

@@ -15,6 +15,7 @@ from numpy_mlp.optim import (
     Optimizer,
     constant_schedule,
     cosine_schedule,
+    linear_schedule,
     step_schedule,
 )
 
@@ -144,9 +145,19 @@ def test_cosine_schedule_equals_pytorchs() -> None:
     assert schedule(30) == schedule(31) == pytest.approx(0.01)
 
 
+def test_linear_schedule_equals_pytorchs() -> None:
+    make = lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, 30)  # noqa: E731
+    schedule = linear_schedule(0.4, total_steps=30)
+    np.testing.assert_allclose(
+        [schedule(t) for t in range(30)], _torch_rates(make, 0.4, 30), rtol=1e-10
+    )
+    assert schedule(30) == schedule(31) == 0
+
+
 @pytest.mark.parametrize(
     "schedule",
     [
+        linear_schedule(0.4, total_steps=4 + 10**9, warmup_steps=4),
         constant_schedule(0.4, warmup_steps=4),
         step_schedule(0.4, step_size=100, warmup_steps=4),
         cosine_schedule(0.4, total_steps=40, warmup_steps=4),
@@ -161,5 +172,7 @@ def test_bad_schedules_are_refused() -> None:
         step_schedule(0.1, step_size=0)
     with pytest.raises(ValueError, match="exceeds"):
         cosine_schedule(0.1, total_steps=3, warmup_steps=4)
+    with pytest.raises(ValueError, match="exceeds"):
+        linear_schedule(0.1, total_steps=3, warmup_steps=4)
     with pytest.raises(ValueError, match="warmup_steps"):
         constant_schedule(0.1, warmup_steps=-1)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from handgrad.data.augment import compose
+from handgrad.data.augment import AUGMENTATIONS, compose
 from handgrad.data.dataset import Split
 from handgrad.data.loader import BatchLoader
 from handgrad.data.preprocess import fit_preprocessing
+from torch_models.device_augment import DEVICE_AUGMENTATIONS
 from torch_models.device_loader import DeviceLoader
 
 
@@ -34,7 +35,14 @@ def test_batches_are_the_hosts(split: Split, kind: str, shuffle: bool, start: in
             assert x_device.dtype == torch.float32
 
 
-@pytest.mark.parametrize("augment", [("flip",), ("crop",), ("cutout",), ("crop", "flip", "cutout")])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        *((name,) for name in DEVICE_AUGMENTATIONS),
+        ("crop", "flip", "cutout"),
+        ("alternating-flip", "translate"),
+    ],
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_augmentations_are_the_hosts(
     rng: np.random.Generator, augment: tuple[str, ...], rank: int
@@ -53,6 +61,7 @@ def test_augmentations_are_the_hosts(
             np.testing.assert_array_equal(x, x_device.numpy())
             changed += int((x != unchanged).any())
     assert changed >= 6
+    assert DEVICE_AUGMENTATIONS.keys() == AUGMENTATIONS.keys()
 
 
 def test_images_from_a_file_may_be_read_only(split: Split) -> None:

@@ -6,20 +6,21 @@ Read from the official Python version, unpacked (``cifar-10-batches-py/``) or no
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.data.sources.download import default_data_dir, fetch, find_file
+from handgrad.data.sources.download import default_data_dir, fetch, find_beside, find_file, reading
 from handgrad.data.sources.restricted_pickle import load as load_pickle
-from handgrad.errors import DataError
+from handgrad.errors import FETCH_AGAIN, DataError
 
 CLASS_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer",
@@ -51,7 +52,7 @@ _ARCHIVE_LIMIT = 512 * 2**20  # bytes, unpacked; the official archive holds 186 
 
 def is_below(folder: Path) -> bool:
     """Say whether there are CIFAR-10 files in ``folder`` or below it."""
-    return find_file(folder, ("data_batch_1", ARCHIVE)) is not None
+    return find_file(folder, (*_BATCHES, ARCHIVE)) is not None
 
 
 def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[Any], ...]:
@@ -61,34 +62,37 @@ def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[A
         DataError: a file is missing and cannot be fetched, is truncated, damaged or not CIFAR-10.
     """
     root = data_dir or default_data_dir()
-    first = find_file(root, ("data_batch_1",))
-    if first is not None:
-        batches = _read_folder(first.parent)
+    for names in (_BATCHES[:1], (ARCHIVE,), _BATCHES):
+        if (found := find_file(root, names)) is not None:
+            break
     else:
-        archive = find_file(root, (ARCHIVE,))
-        if archive is None:
-            archive = fetch("cifar10", list(_MIRRORS), root / ARCHIVE, _HASH, root, download)
-        batches = _read_archive(archive)
-    return _assemble(batches)
+        found = fetch("cifar10", list(_MIRRORS), root / ARCHIVE, _HASH, root, download)
+    is_archive = found.name.lower().endswith(".gz")
+    with contextlib.closing(_read_archive(found) if is_archive else _read_files(found)) as batches:
+        return _assemble(batches)
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the name and the open file of each batch."""
+def _read_files(found: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
+    """Yield the name and the open file of each batch, one of which is ``found``."""
     for name in _BATCHES:
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"{path} is missing; the folder should hold {', '.join(_BATCHES)}")
-        if path.stat().st_size > _FILE_LIMIT:
+        path = find_beside(found, (name,))
+        if path is None:
             raise DataError(
-                f"{path} is {path.stat().st_size:,} bytes: too large for a CIFAR-10 batch"
+                f"{found.parent / name} is missing; the folder should hold {', '.join(_BATCHES)}"
             )
-        with path.open("rb") as file:
-            yield str(path), file
+        with reading(path):
+            size, file = path.stat().st_size, path.open("rb")
+        with file:
+            if size > _FILE_LIMIT:
+                raise DataError(f"{path} is {size:,} bytes: too large for a CIFAR-10 batch")
+            yield f"{path.parent}/{name}", file
 
 
-def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
+def _read_archive(path: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
     """Yield the name and the content of each batch, in the order of the archive."""
     found = set()
+    with reading(path):
+        path.open("rb").close()
     try:
         # As a stream: random access would unpack the archive once a batch.
         with (
@@ -110,11 +114,10 @@ def _read_archive(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"{path} is truncated or not a gzipped tar archive ({error}); "
-            f"delete it and fetch it again"
+            f"{path} is truncated or not a gzipped tar archive ({error}); {FETCH_AGAIN}"
         ) from None
     if missing := [name for name in _BATCHES if name not in found]:
-        raise DataError(f"{path} does not contain {missing[0]}; delete it and fetch it again")
+        raise DataError(f"{path} does not contain {missing[0]}; {FETCH_AGAIN}")
 
 
 class _Limited(io.RawIOBase):
@@ -161,8 +164,8 @@ def _assemble(batches: Iterator[tuple[str, IO[bytes]]]) -> tuple[NDArray[Any], .
         if len(labels) == size and (counts != size // 10).any():
             worst = int(np.abs(counts - size // 10).argmax())
             raise DataError(
-                f"the CIFAR-10 {split} labels are damaged: {counts[worst]} of class "
-                f"{worst} ({CLASS_NAMES[worst]}), expected {size // 10}; fetch the data again"
+                f"the CIFAR-10 {split} labels are damaged, or another dataset's: {counts[worst]} "
+                f"of class {worst} ({CLASS_NAMES[worst]}), expected {size // 10}; {FETCH_AGAIN}"
             )
     shape = (-1, 3, 32, 32)
     return train_images.reshape(shape), train_labels, test_images.reshape(shape), test_labels
@@ -172,23 +175,60 @@ def _parse_batch(file: IO[bytes], where: str) -> tuple[NDArray[Any], NDArray[Any
     """Return images (N, 3072) and labels (N,) of one pickled batch."""
     batch = load_pickle(file, where)
     if not isinstance(batch, dict) or not {"data", "labels"} <= batch.keys():
-        raise DataError(
-            f"{where} is not a CIFAR-10 batch: expected a dictionary with data and labels"
-        )
-    data, labels = batch["data"], batch["labels"]
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.ndim != 2
-        or data.shape[1] != _PIXELS
-    ):
-        raise DataError(f"{where}: data is not a uint8 array of shape (N, {_PIXELS})")
-    if (
-        not isinstance(labels, list)
-        or len(labels) != len(data)
-        or not all(type(label) is int and 0 <= label <= 9 for label in labels)
-    ):
-        raise DataError(f"{where}: labels are not {len(data)} numbers from 0 to 9")
-    if not labels:
+        raise DataError(f"{where} is not a CIFAR-10 batch: {_contents(batch)}")
+    labels = _labels(batch["labels"], where)
+    data = _pixels(batch["data"], where)
+    if len(labels) != len(data):
+        raise DataError(f"{where} holds {len(labels)} labels for {len(data)} images")
+    if not len(labels):
         raise DataError(f"{where} holds no images")
-    return data, np.array(labels, dtype=np.int64)
+    return data, labels
+
+
+def _contents(batch: Any) -> str:
+    expected = "expected a dictionary with data and labels"
+    if not isinstance(batch, dict):
+        return f"{expected}, found {type(batch).__name__}"
+    name = " (CIFAR-100)" if "fine_labels" in batch else ""
+    keys = [key[:40] for key in batch if isinstance(key, str)]
+    return f"{expected}, found one with {', '.join(keys[:6]) or 'other things'}{name}"
+
+
+def _pixels(data: Any, where: str) -> NDArray[Any]:
+    """Return images as rows (N, 3072), from rows or from images with their channels on any side."""
+    if not isinstance(data, np.ndarray):
+        raise DataError(f"{where}: data is {type(data).__name__}, expected a uint8 array")
+    if data.shape[1:] == (32, 32, 3):
+        data = data.transpose(0, 3, 1, 2)
+    if data.shape[1:] not in ((_PIXELS,), (3, 32, 32)):
+        raise DataError(f"{where}: data has shape {data.shape}, expected (N, {_PIXELS})")
+    if data.dtype != np.uint8 and data.size:
+        least, most = float(data.min()), float(data.max())
+        if data.dtype.kind not in "iu" or least < 0 or most > 255:
+            raise DataError(
+                f"{where}: data is {data.dtype} from {least:g} to {most:g}; CIFAR-10's pixels are "
+                f"uint8, 0 to 255: write them so"
+            )
+    rows = np.ascontiguousarray(data, dtype=np.uint8).reshape(len(data), _PIXELS)
+    # Where the three channels of a pixel stand together, the pixel below is 96 values on, not 32.
+    some = rows[:500].astype(np.int16)
+    below, three_below = (np.abs(some[:, n:] - some[:, :-n]).sum() for n in (32, 96))
+    if 2 * three_below < below:
+        raise DataError(
+            f"{where}: data is pixel by pixel, (32, 32, 3) a row, CIFAR-10's channel by channel; "
+            f"write data.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2).reshape(-1, {_PIXELS})"
+        )
+    return rows
+
+
+def _labels(labels: Any, where: str) -> NDArray[np.int64]:
+    """Return labels (N,), from a list or an array of whole numbers."""
+    if isinstance(labels, np.ndarray) and labels.shape[:1] == (labels.size,):
+        labels = labels.ravel().tolist()
+    if not isinstance(labels, list) or not all(
+        type(label) is int and abs(label) < 2**31 for label in labels
+    ):
+        raise DataError(f"{where}: labels are not a list of whole numbers")
+    if bad := [label for label in labels if not 0 <= label <= 9]:
+        raise DataError(f"{where}: {bad[0]} is among the labels; CIFAR-10's are 0 to 9")
+    return np.array(labels, dtype=np.int64)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ import pooch
 import requests
 from tqdm import tqdm
 
+from handgrad.data.sources.inventory import inventory, is_namesake, letters
 from handgrad.errors import DataError, UserError
 from handgrad.files import locked, user_path
 
-_NAMESAKES = ("FashionMNIST", "KMNIST", "QMNIST", "EMNIST")  # torchvision's folder names
 _TIMEOUT = 20  # seconds without a byte before the next mirror is tried
 
 
@@ -39,8 +39,9 @@ def default_data_dir() -> Path:
 def find_file(root: Path, names: Sequence[str]) -> Path | None:
     """Return the first of ``names`` found in ``root`` or below it, the nearest first.
 
-    Hidden folders, folders that may not be read, and those of other datasets with the same file
-    names are passed over; links are followed once.
+    Case and punctuation do not count: tools that unpack turn ``train-images-idx3-ubyte`` into
+    ``train-images.idx3-ubyte``. Hidden folders, folders that may not be read, and those of other
+    datasets with the same file names are passed over; links are followed once.
     """
     seen = set()
     level = [root]
@@ -48,19 +49,55 @@ def find_file(root: Path, names: Sequence[str]) -> Path | None:
         below = []
         for folder in level:
             with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: a link to itself
-                for name in names:
-                    if (folder / name).is_file():
-                        return folder / name
                 real = folder.resolve()
                 if real not in seen and folder.is_dir():
                     seen.add(real)
-                    below += [e for e in folder.iterdir() if e.is_dir() and _searched(e.name)]
+                    found, folders = _entries(folder, names)
+                    if found is not None:
+                        return found
+                    below += [entry for entry in folders if not is_namesake(entry.name)]
         level = sorted(below)
     return None
 
 
-def _searched(folder: str) -> bool:
-    return folder[0] != "." and folder not in _NAMESAKES
+def find_beside(found: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of ``names`` in the folder of ``found``, or where Kaggle has it.
+
+    Its archives keep each file in a folder of the same name.
+    """
+    with contextlib.suppress(OSError):
+        if (file := _entries(found.parent, names)[0]) is not None:
+            return file
+        wanted = [letters(name) for name in names]
+        for folder in _entries(found.parent.parent, ())[1]:
+            if letters(folder.name) in wanted and (file := _entries(folder, names)[0]) is not None:
+                return file
+    return None
+
+
+def _entries(folder: Path, names: Sequence[str]) -> tuple[Path | None, list[Path]]:
+    """Return the first of ``names`` among the files of ``folder``, and the folders in it."""
+    wanted = [letters(name) for name in names]
+    files: dict[str, Path] = {}
+    folders = []
+    with os.scandir(folder) as entries:
+        shown = (entry for entry in entries if entry.name[0] != ".")  # a Mac's ._data_batch_1
+        for entry in sorted(shown, key=lambda entry: entry.name):
+            with contextlib.suppress(OSError):  # a link to where nothing may be read, or to itself
+                if entry.is_dir():
+                    folders.append(folder / entry.name)
+                elif (plain := letters(entry.name)) in wanted and entry.is_file():
+                    files.setdefault(plain, folder / entry.name)
+    return next((files[name] for name in wanted if name in files), None), folders
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what keeps ``path`` from being read into DataError."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def fetch(
@@ -88,7 +125,8 @@ def fetch(
         DataError: no mirror delivered.
     """
     pooch.get_logger().setLevel("WARNING")  # the progress bar says it better
-    missing = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
+    folders = (target.parent, *target.parent.parents)
+    missing = [folder for folder in folders if not os.access(folder, os.F_OK)]
     reasons = []
     for url in urls if download else ():
         host = url.split("/")[2]
@@ -109,15 +147,22 @@ def fetch(
         except ValueError:  # pooch's hash mismatch; it has removed what it got
             reasons.append(f"{host}: served another file (wrong hash)")
         except OSError as error:
-            raise DataError(f"cannot write {target}: {error.strerror or error}") from None
+            # pooch words its own refusals, at length
+            refused = isinstance(error, PermissionError)
+            reason = "Permission denied" if refused else error.strerror or error
+            raise DataError(
+                f"cannot write {target}: {reason}; point --data-dir at the folder that holds it, "
+                f"or at one where it may be written"
+            ) from None
     # The part file of an interrupted download keeps its folder; an empty one is no use to anyone.
     for folder in missing:
         with contextlib.suppress(OSError):
             folder.rmdir()
-    tried = f" and no mirror could be reached ({'; '.join(reasons)})" if reasons else ""
+    tried = f", and no mirror could be reached ({'; '.join(reasons)})" if reasons else ""
     raise DataError(
-        f"{target.name} was not found below {searched}{tried}; point --data-dir at the folder that "
-        f"holds it, or use --dataset digits, which needs no download"
+        f"{target.name} was not found below {searched}, which holds {inventory(searched)}{tried}; "
+        f"point --data-dir at the folder that holds it, or use --dataset digits, which needs no "
+        f"download"
     )
 
 

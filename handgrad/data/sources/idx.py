@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.errors import DataError
+from handgrad.errors import FETCH_AGAIN, DataError
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _LIMIT = 256 * 2**20  # bytes; MNIST's largest file holds 47 million
@@ -40,17 +40,15 @@ def parse_idx(data: bytes, name: str) -> NDArray[Any]:
                     size += len(piece)
                 data = b"".join(pieces)
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{name} is truncated or damaged ({error}); delete it and fetch it again"
-            ) from None
+            raise DataError(f"{name} is truncated or damaged ({error}); {FETCH_AGAIN}") from None
         if len(data) > _LIMIT:
             raise DataError(
-                f"{name} unpacks to more than {_LIMIT >> 20} MiB; that is not an MNIST file"
+                f"{name} unpacks to more than {_LIMIT >> 20} MiB, MNIST's largest file to 45: "
+                f"it is another dataset (EMNIST ByClass is as large), or none"
             )
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise DataError(
-            f"{name} is not an IDX file of bytes (it begins with {data[:4].hex(' ')!r})"
-        )
+        begins = f"begins with {data[:4].hex(' ')!r}" if data else "is empty"
+        raise DataError(f"{name} is not an IDX file of bytes (it {begins}); {FETCH_AGAIN}")
     n_dims = data[3]
     header = 4 + 4 * n_dims
     if not 1 <= n_dims <= 4 or len(data) < header:
@@ -60,6 +58,6 @@ def parse_idx(data: bytes, name: str) -> NDArray[Any]:
     if len(data) != expected:
         raise DataError(
             f"{name} has {len(data)} bytes where its header, {shape}, announces {expected}: "
-            f"truncated or damaged; delete it and fetch it again"
+            f"truncated or damaged; {FETCH_AGAIN}"
         )
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)

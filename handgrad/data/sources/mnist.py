@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.data.sources.download import default_data_dir, fetch, find_file
+from handgrad.console import remark
+from handgrad.data.sources.download import default_data_dir, fetch, find_beside, find_file, reading
 from handgrad.data.sources.idx import parse_idx
-from handgrad.errors import DataError
+from handgrad.data.sources.inventory import is_namesake
+from handgrad.errors import FETCH_AGAIN, DataError
 
 CLASS_NAMES = tuple("0123456789")
 
@@ -29,60 +33,118 @@ _MD5 = {  # of the gzipped files, for downloads
 }
 
 _NAMES = tuple(_MD5)
-# Number of entries and MD5 of the values themselves, however they are packed.
-_OFFICIAL = {
-    "train-images-idx3-ubyte": (60_000, "6510e85a72c3e9475c492d559d3770d2"),
-    "train-labels-idx1-ubyte": (60_000, "e86ee40d66677c011a9abda399ec8c4d"),
-    "t10k-images-idx3-ubyte": (10_000, "240610fa99e73bfa49df8e7fc24d3206"),
-    "t10k-labels-idx1-ubyte": (10_000, "073c3904dfbd3e141ff8aa01cfde6b15"),
+_SIZES = {"train": 60_000, "t10k": 10_000}
+# Checksums of the first and the second half of the values, however they are packed: where one is
+# right, the file is damaged; where none is, it is another dataset's.
+_HALVES = {
+    "train-images-idx3-ubyte": (0xB4C6BFA0, 0xD28D8930),
+    "train-labels-idx1-ubyte": (0x9679AB66, 0x75562450),
+    "t10k-images-idx3-ubyte": (0x5897E1BE, 0x4BA15A44),
+    "t10k-labels-idx1-ubyte": (0x73C9B6E4, 0x1EF7002E),
+}
+_BY_TEST_LABELS = {  # other datasets, by the MD5 of their gzipped test labels
+    "bb300cfdad3c16e7a12a480ee83cd310": "Fashion-MNIST",
+    "7320c461ea6c1c855c0b718fb2a4b134": "KMNIST",
 }
 
 
 def is_below(folder: Path) -> bool:
-    """Say whether there are MNIST files in ``folder`` or below it."""
-    return find_file(folder, (_NAMES[0], f"{_NAMES[0]}.gz")) is not None
+    """Say whether the four files of MNIST are in ``folder`` or below it."""
+    return len(_find(folder)) == len(_NAMES)
 
 
 def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[Any], ...]:
     """Return train images (N, 1, 28, 28) and labels, test images and labels.
 
+    Other sets of MNIST's format are read as they are; one that could be taken for MNIST, having its
+    size, with a line that says so.
+
     Raises:
-        DataError: a file is missing and cannot be fetched, or is damaged.
+        DataError: a file is missing and cannot be fetched, is damaged, or holds anything but
+            images of 28×28 and labels from 0 to 9.
     """
     root = data_dir or default_data_dir()
-    found = find_file(root, (_NAMES[0], f"{_NAMES[0]}.gz"))
-    # All four from one folder: another with the same names may belong to another dataset.
-    folder = root / "MNIST" / "raw" if found is None else found.parent
-    arrays = []
-    for prefix in ("train", "t10k"):
-        images = _read(folder, f"{prefix}-images-idx3-ubyte", root, download)
-        labels = _read(folder, f"{prefix}-labels-idx1-ubyte", root, download)
-        if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.shape != images.shape[:1]:
-            raise DataError(
-                f"MNIST below {root}: {prefix} images have shape {images.shape} and labels "
-                f"{labels.shape}; expected (N, 28, 28) and (N,)"
-            )
-        if labels.size == 0 or labels.max() > 9:
-            raise DataError(f"MNIST below {root}: {prefix} labels must be digits, 0 to 9")
-        arrays += [images[:, None], labels.astype(np.int64)]
-    return tuple(arrays)
+    paths = _find(root)
+    arrays = {name: _read(path) for name, path in paths.items()}
+    same = {name: _is_official(name, array, paths[name]) for name, array in arrays.items()}
+    folder = next((path.parent for path in paths.values()), root / "MNIST" / "raw")
+    if any(_has_size(name, arrays[name]) and not same[name] for name in arrays):
+        remark(f"note: {folder} has MNIST's size but not its content{_name(paths)}: read as it is")
+    for name in _NAMES:
+        if name not in arrays:  # of another dataset, MNIST's mirrors do not have it
+            urls = [f"{mirror}{name}.gz" for mirror in _MIRRORS]
+            target, allowed = folder / f"{name}.gz", download and all(same.values())
+            paths[name] = fetch("mnist", urls, target, f"md5:{_MD5[name]}", root, allowed)
+            arrays[name] = _read(paths[name])
+    splits = []
+    for images, labels in (_NAMES[:2], _NAMES[2:]):
+        _check(arrays[images], arrays[labels], paths[images], paths[labels])
+        splits += [arrays[images][:, None], arrays[labels].astype(np.int64)]
+    return tuple(splits)
 
 
-def _read(folder: Path, name: str, root: Path, download: bool) -> NDArray[Any]:
-    paths = [path for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
-    if paths:
-        path = paths[0]
-    else:
-        urls = [f"{mirror}{name}.gz" for mirror in _MIRRORS]
-        path = fetch("mnist", urls, folder / f"{name}.gz", f"md5:{_MD5[name]}", root, download)
-    array = parse_idx(path.read_bytes(), str(path))
-    size, digest = _OFFICIAL[name]
-    if (
-        len(array) == size
-        and hashlib.md5(array.tobytes(), usedforsecurity=False).hexdigest() != digest
-    ):
+def _find(root: Path) -> dict[str, Path]:
+    """Return where those of the four files are that there are, plain or gzipped.
+
+    All from one folder: another with the same names may belong to another dataset.
+    """
+    kinds = {name: (name, f"{name}.gz") for name in _NAMES}
+    rest = [kind for either in kinds.values() for kind in either]
+    first = find_file(root, kinds[_NAMES[0]]) or find_file(root, rest)
+    if first is None:
+        return {}
+    found = {name: find_beside(first, either) for name, either in kinds.items()}
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def _read(path: Path) -> NDArray[Any]:
+    with reading(path):
+        return parse_idx(path.read_bytes(), str(path))
+
+
+def _has_size(name: str, array: NDArray[Any]) -> bool:
+    return len(array) == _SIZES[name.partition("-")[0]]
+
+
+def _is_official(name: str, array: NDArray[Any], path: Path) -> bool:
+    if not _has_size(name, array):
+        return False
+    middle = len(array) // 2
+    found = zlib.crc32(array[:middle].data), zlib.crc32(array[middle:].data)
+    same = [crc == wanted for crc, wanted in zip(found, _HALVES[name], strict=True)]
+    if any(same) and not all(same):
+        raise DataError(f"{path} has MNIST's size but not all of its content; {FETCH_AGAIN}")
+    return all(same)
+
+
+def _name(paths: Mapping[str, Path]) -> str:
+    """Return the name of the dataset that has MNIST's size and names, in parentheses."""
+    labels = paths.get(_NAMES[3])
+    if labels is None:
+        return ""
+    names = [part for part in labels.parts if is_namesake(part)]
+    digest = hashlib.md5(labels.read_bytes(), usedforsecurity=False).hexdigest()
+    name = _BY_TEST_LABELS.get(digest) or next(iter(names), "")
+    return name and f" ({name})"
+
+
+def _check(
+    images: NDArray[Any], labels: NDArray[Any], images_path: Path, labels_path: Path
+) -> None:
+    """Raise DataError unless these are images of 28×28, with digits as their labels."""
+    if images.ndim != 3 or images.shape[1:] != (28, 28):
         raise DataError(
-            f"{path} has MNIST's size but not its content: damaged, or another dataset under the "
-            f"same name; delete it and fetch it again"
+            f"{images_path} holds an array of {images.shape}; expected images of 28×28, (N, 28, 28)"
         )
-    return array
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{labels_path} holds labels of shape {labels.shape} for the {len(images)} images in "
+            f"{images_path.name}"
+        )
+    if not labels.size:
+        raise DataError(f"{images_path} holds no images")
+    if labels.max() > 9:
+        raise DataError(
+            f"{labels_path} holds labels from {labels.min()} to {labels.max()}; expected MNIST's, "
+            f"0 to 9 (EMNIST's go to 26, 46 or 61): point --data-dir at files with ten classes"
+        )

@@ -1,8 +1,9 @@
 """Read a pickle that may hold arrays, numbers, strings and containers of them, and nothing else.
 
 A pickle is a program, and an ordinary unpickler runs whatever it names. This one resolves only the
-names by which NumPy pickles an array, and to functions of its own: they build an array from bytes
-that are in the file, so that a header cannot ask for more memory than the file is long.
+names by which NumPy 1 and 2 pickle an array or a number, and to functions of its own: they build an
+array from bytes that are in the file, so that a header cannot ask for more memory than the file is
+long.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import codecs
 import io
 import math
 import pickle
-from pickle import BYTEARRAY8
+from pickle import BINBYTES8, BYTEARRAY8
 from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.errors import DataError
+from handgrad.errors import FETCH_AGAIN, DataError
 
 
 class _PickledDtype:
@@ -42,15 +43,18 @@ class _PickledArray:
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
-            raise DataError("an array whose content is not plain bytes")
-        assert dtype.dtype is not None
-        if not all(type(size) is int and size >= 0 for size in shape) or (
-            math.prod(shape) * dtype.dtype.itemsize != len(data)
-        ):
-            raise DataError(f"an array of shape {shape} in {len(data)} bytes")
-        flat = np.frombuffer(data, dtype=dtype.dtype)
-        self.array = flat.reshape(shape, order="F" if fortran else "C")
+        self.array = _array(data, dtype, shape, "F" if fortran else "C")
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: Any) -> NDArray[Any]:
+    if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes):
+        raise DataError("an array whose content is not plain bytes")
+    assert dtype.dtype is not None
+    if not all(type(size) is int and size >= 0 for size in shape) or (
+        math.prod(shape) * dtype.dtype.itemsize != len(data)
+    ):
+        raise DataError(f"an array of shape {shape} in {len(data)} bytes")
+    return np.frombuffer(data, dtype=dtype.dtype).reshape(shape, order=order)
 
 
 class _Reconstruct:
@@ -60,6 +64,30 @@ class _Reconstruct:
 
     def __call__(self, *_: Any) -> _PickledArray:
         return _PickledArray()
+
+
+class _FromBuffer:
+    """Stands for NumPy's ``_frombuffer``, by which protocol 5 writes arrays without a gap."""
+
+    __slots__ = ()
+
+    def __call__(
+        self, data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+    ) -> _PickledArray:
+        found = _PickledArray()
+        found.array = _array(data, dtype, shape, "C" if order == "K" else order)
+        if order == "K":  # neither rows nor columns first, since NumPy 2.3
+            found.array = found.array.transpose(tuple(axes))
+        return found
+
+
+class _Scalar:
+    """Stands for NumPy's ``scalar``: one number, which becomes one of Python's."""
+
+    __slots__ = ()
+
+    def __call__(self, dtype: Any, data: Any) -> Any:
+        return _array(data, dtype, (), "C").item()
 
 
 class _Encode:
@@ -74,8 +102,15 @@ class _Encode:
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _Reconstruct(),
-    ("numpy._core.multiarray", "_reconstruct"): _Reconstruct(),
+    **{
+        (f"numpy.{core}.{module}", name): stand_in
+        for core in ("core", "_core")  # NumPy 1 and 2
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _Reconstruct()),
+            ("multiarray", "scalar", _Scalar()),
+            ("numeric", "_frombuffer", _FromBuffer()),
+        )
+    },
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledDtype,
     ("_codecs", "encode"): _Encode(),
@@ -85,9 +120,10 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 # Not the unpickler in C, which a few bytes can make allocate gigabytes: its memo is an array as
 # long as the largest index the file names. The one in Python has a dictionary.
 class _Unpickler(pickle._Unpickler):
-    # The one instruction that takes memory for what it has not read yet; no data asks for it.
+    # The one instruction that takes memory for what it has not read yet: here it reads first.
     dispatch: ClassVar[dict[int, Any]] = {
-        code: load for code, load in pickle._Unpickler.dispatch.items() if code != BYTEARRAY8[0]
+        **pickle._Unpickler.dispatch,
+        BYTEARRAY8[0]: pickle._Unpickler.dispatch[BINBYTES8[0]],
     }
 
     def find_class(self, module: str, name: str) -> Any:
@@ -140,8 +176,7 @@ def load(file: IO[bytes], where: str) -> Any:
         raise
     except Exception as error:  # a damaged pickle can raise anything at all
         raise DataError(
-            f"{where} is truncated or not a pickle ({type(error).__name__}: {error}); "
-            f"delete it and fetch it again"
+            f"{where} is truncated or not a pickle ({type(error).__name__}: {error}); {FETCH_AGAIN}"
         ) from None
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy_mlp.autograd.context import Context, needs
 from numpy_mlp.autograd.core import Op
 from numpy_mlp.autograd.gradients import Array
+from numpy_mlp.autograd.ops.layers import apply_layer, recalled_layer
 from numpy_mlp.modules import GELUModule
 
 __all__ = [
@@ -199,10 +200,8 @@ class GELU(Op, pure=True):
 
     @staticmethod
     def forward(context: Context, x: Array, *, approximate: str = "none") -> Array:
-        context["layer"] = layer = GELUModule(approximate)  # remembers what its backward reads
-        return layer.forward(x)
+        return apply_layer(context, GELUModule(approximate), x)
 
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
-        dx: Array = context["layer"].backward(go)
-        return dx
+        return recalled_layer(context).backward(go)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from numpy_mlp.autograd.context import Context, needs
 from numpy_mlp.autograd.core import Op
 from numpy_mlp.autograd.gradients import Array
+from numpy_mlp.modules.losses import class_indices
 
 __all__ = [
     "BatchMM", "MatrixMultiply", "Normalize", "RowMax", "RowSum", "Select",
@@ -14,19 +17,11 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _one_for_each_row(x: Array, indices: Array) -> Array:
+def _one_for_each_row(x: Array, indices: Any) -> Array:
     """Return a copy of ``indices``, whose memory the caller may use again before backward."""
-    indices = np.array(indices)
-    if x.ndim != 2 or indices.shape != x.shape[:1]:
-        raise ValueError(
-            f"expected a matrix and an index for each row, got shapes {x.shape} and {indices.shape}"
-        )
-    if indices.size and indices.dtype.kind not in "iu":
-        raise ValueError(f"an index for each row is a whole number, got {indices.dtype}")
-    if indices.size and not (indices.min() >= 0 and indices.max() < x.shape[1]):
-        bad = indices[(indices < 0) | (indices >= x.shape[1])][0]
-        raise ValueError(f"index {bad} is out of range: expected 0 to {x.shape[1] - 1}")
-    return indices
+    if x.ndim != 2:
+        raise ValueError(f"expected a matrix and an index for each row, got shape {x.shape}")
+    return np.array(class_indices(indices, *x.shape))
 
 
 class MatrixMultiply(Op, pure=True):
@@ -140,7 +135,7 @@ class Normalize(Op, pure=True):
 
 
 class Select(Op, pure=True):
-    """One element of each row, (N, M) with ``indices`` (N,) -> (N,).
+    """One element of each row, (N, M) with ``indices`` (N,), or one-hot (N, M) -> (N,).
 
     y[n] = x[n, indices[n]]  ⇒  ∂L/∂x is go at those places and 0 elsewhere.
 

@@ -365,6 +365,11 @@ def test_folder_that_may_not_be_written(
         ({"schedule": "step"}, [0.1] * 3 + [0.01] * 3 + [0.001] * 3),
         ({"schedule": "step", "step_size": 5, "gamma": 0.5}, [0.1] * 5 + [0.05] * 4),
         ({"schedule": "cosine"}, [0.05 * (1 + np.cos(np.pi * t / 9)) for t in range(9)]),
+        ({"schedule": "linear"}, [0.1 * (1 - t / 9) for t in range(9)]),
+        (
+            {"schedule": "linear", "warmup_steps": 4},
+            [0.025, 0.05, 0.075, 0.1, 0.1, 0.08, 0.06, 0.04, 0.02],
+        ),
     ],
 )
 def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
@@ -372,7 +377,7 @@ def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
     np.testing.assert_allclose([schedule(step) for step in range(9)], expected)
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine"])
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "linear"])
 def test_warm_up_longer_than_the_run(name: str) -> None:
     with pytest.raises(UserError, match="--warmup-steps 10 exceeds the 9 steps"):
         build_schedule(NumpyMLPSettings(schedule=name, warmup_steps=10), 9)
@@ -518,6 +523,20 @@ def test_the_data_folder_says_what_is_learnt(
         assert main([*argv, "--quiet", "--out", str(folder)]) == 0
         assert json.loads((folder / "summary.json").read_text())["dataset"] == expected
     _assert_refused(["--data-dir", str(tmp_path / "typo")], "does not exist", capsys)
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_a_run_found_and_is_gone_is_not_downloaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "get", None)
+    write_cifar(tmp_path / "data" / "cifar-10-batches-py")
+    argv = ["--data-dir", str(tmp_path / "data"), "--batch-size", "9", "--max-steps", "2"]
+    assert main([*argv, "--quiet", "--out", str(tmp_path / "run")]) == 0
+    (tmp_path / "data" / "cifar-10-batches-py").rename(tmp_path / "moved")
+    resume = ["--resume", str(tmp_path / "run"), "--max-steps", "3", "--quiet"]
+    _assert_refused(resume, "was not found below", capsys)
+    assert main([*resume, "--data-dir", str(tmp_path / "moved")]) == 0
 
 
 @pytest.mark.parametrize(

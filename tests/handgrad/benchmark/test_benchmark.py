@@ -80,6 +80,10 @@ def test_whole_commands_need_the_data(
     assert "give --data-dir" in capsys.readouterr().err
     assert benchmark.main(["run", "--data-dir", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "cat.png").touch()
+    assert benchmark.main(["loader", "--data-dir", str(tmp_path)]) == 2
+    assert "holds 1 picture; this measures a run on CIFAR-10" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.png"], "nothing is downloaded"
 
 
 @pytest.mark.parametrize("name", ["ours", "graph", "textbook", "sklearn", "eager", "bf16"])

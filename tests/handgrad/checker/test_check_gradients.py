@@ -932,3 +932,47 @@ def test_every_kind_of_wrong_is_on_its_page() -> None:
     assert {kind for kind, _ in MISTAKES.values()} <= listed
     for kind in listed - {"feature-factor", "sample-factor"}:
         assert f'"{kind}"' in code, kind
+
+
+@pytest.fixture
+def no_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the processes that run a user's code find no PyTorch."""
+    folder = tmp_path / "without" / "torch"
+    folder.mkdir(parents=True)
+    text = "No module named 'torch'"
+    (folder / "__init__.py").write_text(f"raise ModuleNotFoundError({text!r}, name='torch')")
+    monkeypatch.setenv("PYTHONPATH", str(folder.parent))
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_without_torch_the_rest_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["numpy_mlp", "custom_modules"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "PyTorch" in line] == [
+        "custom_modules  not checked; PyTorch cannot be imported (No module named 'torch'); "
+        f"install it with: {sys.executable} -m pip install 'handgrad[torch]'"
+    ]
+    match = re.fullmatch(r"(\d+) of (\d+) right; not checked: custom_modules", lines[-1])
+    assert match is not None and int(match[1]) == int(match[2]) - 1 > 30
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_without_torch_a_file_that_imports_it_is_not_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "layers"
+    path.mkdir()
+    (path / "mine.py").write_text("import torch\n\nclass Mine(torch.nn.Module):\n    pass\n")
+    assert main([str(path / "mine.py:Mine")]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("mine.py  not checked; PyTorch cannot be imported")
+    (path / "plain.py").write_text(
+        "class Twice:\n"
+        "    def forward(self, x):\n        return 2 * x\n"
+        "    def backward(self, dout):\n        return 2 * dout\n"
+    )
+    status, results, report = run(capsys, str(path))
+    assert status == 1 and not report["passed"]
+    assert wrong(results["Twice"]) == [] and wrong(results["layers"]) == [("needs-torch", "")]
+    assert main([str(path)]) == 1
+    assert "layers  not checked; mine.py: PyTorch cannot be" in capsys.readouterr().out

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from handgrad.data.augment import AUGMENTATIONS, compose, crop, cutout, flip
+from handgrad.data import augment
+from handgrad.data.augment import AUGMENTATIONS, compose, crop, cutout, flip, translate
 
 SHAPES = [(6, 3, 8, 8), (5, 1, 9, 12), (1, 2, 32, 32), (20, 1, 4, 4)]
 
@@ -37,6 +38,28 @@ def _slow_crop(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
+def _slow_translate(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    n, _, height, width = images.shape
+    pad = max(1, height // 16)
+    offsets = rng.integers(0, 2 * pad + 1, size=(2, n)) - pad
+
+    def inside(place: int, size: int) -> int:
+        return -place if place < 0 else 2 * (size - 1) - place if place >= size else place
+
+    result = np.empty_like(images)
+    for i in range(n):
+        for y in range(height):
+            for x in range(width):
+                row, column = inside(y + offsets[0, i], height), inside(x + offsets[1, i], width)
+                result[i, :, y, x] = images[i, :, row, column]
+    return result
+
+
+def _slow_alternating_flip(images: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
+    pairs = zip(images, mirrored, strict=True)
+    return np.stack([np.flip(image, axis=2) if m else image for image, m in pairs])
+
+
 def _slow_cutout(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     n, _, height, width = images.shape
     size = height // 4
@@ -49,7 +72,19 @@ def _slow_cutout(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return result
 
 
-SLOW = {"flip": _slow_flip, "crop": _slow_crop, "cutout": _slow_cutout}
+SLOW: dict[str, Callable[..., np.ndarray]] = {
+    "flip": _slow_flip,
+    "alternating-flip": _slow_alternating_flip,
+    "crop": _slow_crop,
+    "translate": _slow_translate,
+    "cutout": _slow_cutout,
+}
+
+
+def _decided_by(name: str, n: int) -> np.random.Generator | np.ndarray:
+    """Return what the augmentation takes beside the images."""
+    rng = np.random.default_rng(3)
+    return rng.random(n) < 0.5 if name == "alternating-flip" else rng
 
 
 def test_every_augmentation_has_a_reference() -> None:
@@ -61,8 +96,8 @@ def test_every_augmentation_has_a_reference() -> None:
 def test_against_the_slow_one(name: str, shape: tuple[int, ...]) -> None:
     images = _images(shape)
     before = images.copy()
-    found = AUGMENTATIONS[name](images, np.random.default_rng(3))
-    expected = SLOW[name](images, np.random.default_rng(3))
+    found = AUGMENTATIONS[name](images, _decided_by(name, len(images)))
+    expected = SLOW[name](images, _decided_by(name, len(images)))
     assert found.dtype == np.uint8 and found.shape == shape
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(images, before)
@@ -97,6 +132,16 @@ def test_crop_of_32_moves_by_up_to_4() -> None:
     assert (rows.min(), rows.max()) == (12, 20)
 
 
+@pytest.mark.parametrize(("side", "most"), [(8, 1), (28, 1), (32, 2), (64, 4)])
+def test_translate_moves_by_a_sixteenth(side: int, most: int) -> None:
+    images = np.zeros((1000, 1, side, side), np.uint8)
+    images[:, :, side // 2, side // 2] = 1
+    found = translate(images, np.random.default_rng(0))
+    assert (found.sum(axis=(1, 2, 3)) == 1).all()  # nothing near the border is reflected
+    for places in found.nonzero()[2:]:
+        assert set(places - side // 2) == set(range(-most, most + 1))
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_cutout_blanks_at_most_a_square(rng: np.random.Generator, size: int) -> None:
     images = _images((3000, 2, 12, 12))
@@ -121,7 +166,25 @@ def test_compose_applies_in_the_order_given() -> None:
         augmentation = compose(names)
         assert augmentation is not None
         np.testing.assert_array_equal(
-            augmentation(images, np.random.default_rng(5)),
+            augmentation(images, np.random.default_rng(5), np.zeros(10, bool)),
             by_hand(*(AUGMENTATIONS[name] for name in names)),
         )
     assert compose([]) is None
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_views_are_the_image_and_its_shifts(shape: tuple[int, ...], mirror: bool) -> None:
+    images = _images(shape)
+    views = list(augment.views_at_test_time(images, mirror=mirror))
+    assert sum(weight for weight, _ in views) == 1
+    n = 2 if mirror else 1
+    assert [weight * n for weight, _ in views] == [0.5] * n + [0.25] * 2 * n
+    plain = [view for _, view in views[::n]]
+    np.testing.assert_array_equal(plain[0], images)
+    np.testing.assert_array_equal(plain[1][:, :, 1:, 1:], images[:, :, :-1, :-1])
+    np.testing.assert_array_equal(plain[2][:, :, :-1, :-1], images[:, :, 1:, 1:])
+    np.testing.assert_array_equal(plain[1][:, :, 0, 1:], images[:, :, 1, :-1])  # reflected
+    np.testing.assert_array_equal(plain[2][:, :, :-1, -1], images[:, :, 1:, -2])
+    for (_, view), (_, mirrored) in zip(views[::n], views[1::n] if mirror else (), strict=False):
+        np.testing.assert_array_equal(mirrored, view[..., ::-1])

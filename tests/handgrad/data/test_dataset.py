@@ -82,6 +82,22 @@ def test_registry(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
         assert dataset.split(split).images.shape[1:] == shape
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_a_file_in_place_of_the_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; a folder is expected"):
+        load_dataset(name, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b""
+
+
+@pytest.mark.parametrize("below", ["", "deep", "deep/deeper"])
+def test_the_folder_may_be_too_high(tmp_path: Path, below: str) -> None:
+    write_cifar(tmp_path / "deep" / "deeper" / "cifar-10-batches-py")
+    write_mnist(tmp_path / "deep" / "deeper" / "MNIST" / "raw")
+    for name in ("cifar10", "mnist"):
+        assert load_dataset(name, tmp_path / below, download=False).name == name
+
+
 def test_every_registered_dataset_is_tested() -> None:
     assert set(DATASETS) == {"digits", "mnist", "cifar10"}
 

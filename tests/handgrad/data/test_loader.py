@@ -110,6 +110,26 @@ def test_the_split_is_never_modified() -> None:
     np.testing.assert_array_equal(loader.split.labels, labels)
 
 
+def test_an_alternating_flip_shows_each_image_both_ways_in_turn() -> None:
+    n = 60
+    images = np.zeros((n, 1, 1, 2), np.uint8)
+    images[:, 0, 0, 1] = 1  # mirrored when the first pixel is
+    split = Split(images, np.arange(n, dtype=np.int64))
+    loader = BatchLoader(
+        split, 7, IDENTITY, shuffle=True, augmentation=compose(["alternating-flip"]), seed=4
+    )
+    shown = np.zeros((4, n))
+    for epoch in range(4):
+        for batch, labels in loader.batches(epoch):
+            shown[epoch, labels] = batch[:, 0, 0, 0]
+    assert 0.3 < shown[0].mean() < 0.7
+    np.testing.assert_array_equal(shown[1], 1 - shown[0])
+    np.testing.assert_array_equal(shown[2:], shown[:2])
+    np.testing.assert_array_equal(loader.mirrored(2), shown[2])
+    other = BatchLoader(split, 7, IDENTITY, seed=5)
+    assert (other.mirrored(0) != loader.mirrored(0)).any()
+
+
 def test_preprocessing_comes_after_augmentation() -> None:
     # What a crop moves in is a black pixel, not a zero after standardisation.
     split = Split(np.full((4, 1, 8, 8), 100, np.uint8), np.zeros(4, np.int64))

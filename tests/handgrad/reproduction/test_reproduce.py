@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from conftest import ROOT
@@ -134,6 +134,28 @@ def test_an_interrupted_run_goes_on(
     assert result is not None and result.cost is not None and result.summary["steps"] == steps
     assert result.cost.begun == 2 and result.cost.wall_seconds > before.wall_seconds
     assert "≥" not in (tmp_path / "results.md").read_text()
+
+
+def test_a_closed_terminal_stops_the_command_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Process:
+        sent: ClassVar[list[int]] = []
+
+        def poll(self) -> None:
+            return None
+
+        def send_signal(self, number: int) -> None:
+            self.sent.append(number)
+
+    commands = runs.Commands()
+    monkeypatch.setattr(commands, "_process", Process())
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with commands.signals_caught():
+            signal.raise_signal(signal.SIGHUP)  # the kernel's
+            signal.raise_signal(signal.SIGHUP)  # the shell's
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert commands.stop_signal == signal.SIGHUP and Process.sent == [signal.SIGTERM]
 
 
 def test_what_was_killed_before_its_first_checkpoint_begins_anew(

@@ -9,6 +9,7 @@ import pytest
 from data_files import write_mnist
 
 from handgrad.backends.mlp_numpy import PRESETS, NumpyMLPSettings
+from handgrad.backends.registry import NETWORKS, Network
 from handgrad.errors import UserError
 from handgrad.runs.command_line import Command, parse_command_line
 from handgrad.runs.settings import (
@@ -153,6 +154,7 @@ BAD = [
     ("--neg-slope nan", "--neg-slope nan", "a finite number"),
     ("--gamma 0", "--gamma 0", "above 0"),
     ("--step-size 0", "--step-size 0", "at least 1"),
+    ("--schedule-steps 0", "--schedule-steps 0", "at least 1"),
     ("--warmup-steps -1", "--warmup-steps -1", "at least 0"),
     ("--eval-every 0", "--eval-every 0", "at least 1"),
     ("--checkpoint-every 0", "--checkpoint-every 0", "at least 1"),
@@ -202,6 +204,43 @@ def test_every_bounded_setting_is_in_the_table_of_bad_values() -> None:
         bounds = [field.metadata[key] for key in ("above", "least", "below")]
         if field.metadata["choices"] or any(bound is not None for bound in bounds):
             assert f"--{field.name.replace('_', '-')}" in tried
+
+
+OTHERS = {
+    "empty": ([], "no files"),
+    "CIFAR-100": (["train", "test", "meta"], r"CIFAR-100 \(meta, test, train\)"),
+    "pictures": (["cats/1.png", "dogs/1.png"], "2 pictures in 2 folders"),
+    "npz": (["mnist.npz"], r"MNIST in another form \(mnist.npz\)"),
+    "csv": (["digits.csv"], "digits.csv"),
+    "Fashion-MNIST beside": (["FashionMNIST/raw/train-images-idx3-ubyte"], "Fashion-MNIST"),
+    "three of four": (["train-images-idx3-ubyte.gz"], "a part of a set in MNIST's format"),
+}
+
+
+@pytest.mark.parametrize(("files", "found"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_a_folder_with_something_else(
+    tmp_path: Path, network: Network, files: list[str], found: str
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def parse(*more: str) -> Any:
+        argv = ["--data-dir", str(tmp_path), *more]
+        return parse_command_line(network.settings, network.presets, "", "program", argv)
+
+    with pytest.raises(UserError, match=f"--data-dir .* holds {found}.*; expected .*--dataset"):
+        parse()
+    assert parse("--dataset", "mnist").settings.dataset == "mnist"
+    assert parse("--preset", "uva-2018").settings.dataset == "cifar10" or not network.presets
+    assert parse("--resume", "run").overrides == {"data_dir": str(tmp_path)}
+
+
+def test_the_home_folder_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_mnist(tmp_path / "data")
+    assert _settings("--data-dir", "~/data").dataset == "mnist"
 
 
 def test_resume() -> None:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from data_files import write_cifar
 
+from handgrad import load_run
 from handgrad.backends.command import train_mlp_numpy as main
-from handgrad.data import load_dataset
+from handgrad.data import augment, load_dataset
 from handgrad.data.preprocess import Preprocessing
 from handgrad.runs.result import count_parameters
 from handgrad.training.checkpoint import Arrays, Checkpoint, load_arrays
@@ -230,6 +231,32 @@ def test_the_best_weights_on_validation_are_the_models(
     _assert_equal(weights, Checkpoint.load(tmp_path / "run" / "checkpoint.safetensors").best)
 
 
+def test_test_time_augmentation_is_recorded_beside_the_accuracy_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, options = tmp_path / "run", "--hidden-dims 16 --max-steps 40 --augment flip --report"
+    assert _train(folder, options) == 0
+    before = json.loads((folder / "summary.json").read_text())
+    assert "test_accuracy_tta" not in before
+    assert main(["--resume", str(folder), "--tta", "--target-accuracy", "1"]) == 1
+    out, err = capsys.readouterr()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {**summary, "test_accuracy_tta": 0} == {**before, "test_accuracy_tta": 0}
+
+    trained, test = load_run(folder), load_dataset("digits").test
+    mean = sum(
+        weight * trained.predict_proba(view)
+        for weight, view in augment.views_at_test_time(test.images, mirror=True)
+    )
+    expected = (mean.argmax(axis=1) == test.labels).mean()
+    assert summary["test_accuracy_tta"] == expected != summary["test_accuracy"]
+    told = f"{summary['test_accuracy']:.4f} ({expected:.4f} with test-time augmentation)"
+    assert f"test accuracy {told}" in out
+    assert f"test accuracy with --tta {expected:.4f} is below --target-accuracy 1" in err
+    report = (folder / "report.html").read_text()
+    assert "with test-time augmentation" in report and f"{expected:.4f}" in report
+
+
 def test_without_validation_the_last_weights_are_the_models(tmp_path: Path) -> None:
     assert _train(tmp_path / "run", "--validation-size 0 --max-steps 3 --hidden-dims 8") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -367,7 +394,7 @@ def test_resume_beyond_the_end(
     for name, content in finished.items():
         (tmp_path / name).write_bytes(content)
     assert main(["--resume", str(tmp_path), "--max-steps", "3"]) == 2
-    assert "is at step 4 already, beyond 3" in capsys.readouterr().err
+    assert "is at step 4 already, beyond --max-steps 3; " in capsys.readouterr().err
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == finished["checkpoint.safetensors"]
 
 
@@ -377,7 +404,7 @@ def test_a_refused_resume_leaves_the_run_as_it_was(
     for name, content in finished.items():
         (tmp_path / name).write_bytes(content)
     assert main(["--resume", str(tmp_path), "--max-steps", "1"]) == 2
-    assert "beyond 1" in capsys.readouterr().err
+    assert "beyond --max-steps 1; " in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == finished
 
 

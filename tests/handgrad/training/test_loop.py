@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +367,36 @@ def test_sigterm_stops_too(tmp_path: Path) -> None:
     loop = _loop(learner, tmp_path)
     assert loop.run() is False
     assert loop.stop_signal == signal.SIGTERM
+
+
+@pytest.fixture
+def hangup() -> Iterator[Callable[[], None]]:
+    """Return what raises SIGHUP, which whoever runs the tests may have had ignored."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield lambda: signal.raise_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("others", [[], [signal.SIGHUP], [signal.SIGTERM]], ids=str)
+def test_a_hangup_stops_too_however_often_it_comes(
+    others: list[int], hangup: Callable[[], None], tmp_path: Path
+) -> None:
+    def close(step: int) -> None:
+        if step == 1:
+            hangup()
+            for number in others:
+                signal.raise_signal(number)
+
+    loop = _loop(FakeLearner(on_step=close), tmp_path)
+    assert loop.run() is False
+    assert loop.stop_signal == signal.SIGHUP and loop.progress.step == 2
+    assert Checkpoint.load(tmp_path / "checkpoint.safetensors").progress["step"] == 2
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_a_hangup_that_is_ignored_stays_so(hangup: Callable[[], None], tmp_path: Path) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert _loop(FakeLearner(on_step=lambda step: hangup()), tmp_path).run() is True
 
 
 def test_a_second_ctrl_c_stops_now(tmp_path: Path) -> None:

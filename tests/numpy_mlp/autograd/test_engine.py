@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import gzip
 import itertools
 import threading
 import tracemalloc
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_files import write_mnist
 
 import numpy_mlp.autograd as vg
 from numpy_mlp.autograd import core
@@ -293,7 +295,7 @@ def test_gradients_are_not_shared(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(node.grad, expected)
 
 
-def test_no_pass_changes_values_or_earlier_gradients(rng: np.random.Generator) -> None:
+def test_passes_change_no_values_and_add_to_the_same_gradient(rng: np.random.Generator) -> None:
     x = vg.TensorNode(rng.standard_normal((4, 3)))
     value = x.value.copy()
     shifted = x + 0.0
@@ -304,8 +306,45 @@ def test_no_pass_changes_values_or_earlier_gradients(rng: np.random.Generator) -
     np.testing.assert_array_equal(x.value, value)
     np.testing.assert_array_equal(shifted.value, value)
     loss.backward()
-    np.testing.assert_array_equal(kept, first)
-    np.testing.assert_allclose(x.grad, 2 * first)
+    assert x.grad is kept
+    np.testing.assert_allclose(kept, 2 * first)
+
+
+@pytest.mark.parametrize("zero", ["node", "loss"])
+def test_gradients_taken_once_before_a_loop_stay_those_of_the_nodes(zero: str) -> None:
+    w, b = vg.TensorNode(np.array([3.0, -2.0])), vg.TensorNode(5.0)
+    grads = [w.grad, b.grad]
+    for _ in range(50):
+        loss = (w * w).sum() + b * b
+        if zero == "loss":
+            loss.zero_grad()
+        else:
+            w.zero_grad()
+            b.zero_grad()
+        loss.backward()
+        assert w.grad is grads[0] and b.grad is grads[1]
+        for node, grad in zip((w, b), grads, strict=True):
+            node.value -= 0.2 * grad
+    assert abs(w.value).max() < 1e-6 and abs(b.value) < 1e-6
+
+
+def test_a_gradient_that_a_user_set_is_not_written_to() -> None:
+    x, mine = vg.TensorNode(np.ones(3)), np.full(3, 7.0)
+    x.grad = mine
+    x.sum().backward()
+    np.testing.assert_array_equal(x.grad, 8.0)
+    np.testing.assert_array_equal(mine, 7.0)
+
+
+def test_an_upstream_gradient_that_was_looked_at_stays_apart() -> None:
+    a, b = vg.TensorNode(np.ones(3)), vg.TensorNode(np.ones(3))
+    total = a + b
+    held = total.grad
+    held[...] = 2.0
+    total.source.backward()
+    held[...] = 9.0
+    np.testing.assert_array_equal(a.grad, 2.0)
+    assert total.grad is held
 
 
 def test_a_gradient_that_an_op_hands_out_is_not_written_to() -> None:
@@ -661,6 +700,27 @@ def test_load_synth() -> None:
     np.testing.assert_array_equal(y, np.einsum("bf,fk,bk->b", x, quad, x) > 0.6)
 
 
+@pytest.mark.parametrize(
+    "layout",
+    ["{0}", "MNIST/raw/{0}.gz", "{0}/{0}", lambda name: name.replace("-idx", ".idx")],
+    ids=["plain", "torchvision", "Kaggle", "dots"],
+)
+def test_load_mnist_finds_its_files(tmp_path: Path, layout: Any) -> None:
+    expected = write_mnist(tmp_path / "plain")
+    for path in (tmp_path / "plain").iterdir():
+        name = layout(path.name) if callable(layout) else layout.format(path.name)
+        content = path.read_bytes()
+        target = tmp_path / "data" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    for other in ("FashionMNIST/raw", "fashion"):
+        write_mnist(tmp_path / "data" / other, n=9)
+    (x, y), (xtest, _), _ = vg.load_mnist(final=True, flatten=False, data_dir=tmp_path / "data")
+    np.testing.assert_array_equal(x, expected[0][:, 0])
+    np.testing.assert_array_equal(y, expected[1])
+    np.testing.assert_array_equal(xtest, expected[2][:, 0])
+
+
 def test_load_mnist(real_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     (x, y), (xval, yval), n_classes = vg.load_mnist(data_dir=real_data)
     assert x.shape == (55_000, 784) and xval.shape == (5_000, 784) and n_classes == 10
@@ -673,7 +733,11 @@ def test_load_mnist(real_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert vg.load_mnist(data_dir=f"~/{real_data.name}")[0][0].shape == (55_000, 784)
     with pytest.raises(FileNotFoundError, match="HANDGRAD_DATA_DIR"):
         vg.load_mnist(data_dir=tmp_path)
-    for content in (b"not an IDX file", b"\x00\x00\x08\x01\x00\x00\x00\x05abc"):
+    for content in (
+        b"not an IDX file",
+        b"\x00\x00\x08\x01\x00\x00\x00\x05abc",
+        gzip.compress(b"\x00\x00\x08\x01")[:-3],
+    ):
         (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
         with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
             vg.load_mnist(data_dir=tmp_path)

@@ -78,6 +78,11 @@ CASES: dict[str, Case] = {
         {"padding": 1},
         lambda x, w: functional.conv2d(x, w, padding=1),
     ),
+    "Conv2d_winograd": (
+        [(2, 2, 5, 6), (3, 2, 3, 3)],
+        {"padding": 1, "algorithm": "winograd"},
+        lambda x, w: functional.conv2d(x, w, padding=1),
+    ),
     "Conv2d_bias": (
         [(2, 4, 7, 6), (6, 2, 2, 3), (6,)],
         {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2},
@@ -243,7 +248,7 @@ def test_broadcasting_in_every_pair_of_shapes(
         (ops.SoftmaxCrossEntropy, [(2, 3)], {"targets": np.array([0])}, r"\(1,\)"),
         (ops.SoftmaxCrossEntropy, [(1, 3)], {"targets": [0], "label_smoothing": 1.0}, "got 1.0"),
         (ops.Conv2d, [(1, 3, 5, 5), (2, 4, 3, 3)], {}, r"\(1, 3, 5, 5\) .* \(2, 4, 3, 3\)"),
-        (ops.Conv2d, [(1, 4, 5, 5), (3, 2, 3, 3)], {"groups": 2}, "groups=2"),
+        (ops.Conv2d, [(1, 4, 5, 5), (3, 2, 3, 3)], {"groups": 2}, "groups must divide out_channels=3"),
         (
             ops.Conv2d,
             [(1, 2, 5, 5), (3, 2, 3, 3), (1, 3)],
@@ -349,11 +354,12 @@ def test_a_convolution_from_slices(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("targets", "told"),
     [
-        ([0, -1], "index -1 is out of range: expected 0 to 2"),
-        ([0, 3], "index 3 is out of range: expected 0 to 2"),
-        ([True, False], "an index for each row is a whole number, got bool"),
-        ([0.0, 1.0], "an index for each row is a whole number, got float64"),
-        ([[0], [1]], r"an index for each row, got shapes \(2, 3\) and \(2, 1\)"),
+        ([0, -1], "label -1 is out of range: expected 0 to 2"),
+        ([[0], [3]], "label 3 is out of range: expected 0 to 2"),
+        ([True, False], r"integer labels .*, got bool of shape \(2,\); give y.astype\(int\)"),
+        ([0.0, 1.0], r"integer labels .*, got float64 of shape \(2,\); give y.astype\(int\)"),
+        ([[0, 1], [1, 0]], r"integer labels .*, got int64 of shape \(2, 2\)$"),
+        ([[1, 0, 1], [0, 1, 0]], "not one-hot"),
     ],
 )
 def test_every_loss_refuses_what_is_no_class(targets: list[Any], told: str) -> None:
@@ -365,3 +371,16 @@ def test_every_loss_refuses_what_is_no_class(targets: list[Any], told: str) -> N
     ):
         with pytest.raises(ValueError, match=told):
             loss(np.array(targets))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.int64])
+def test_every_loss_takes_labels_columns_and_one_hot_rows(kind: Any) -> None:
+    x = vg.TensorNode(np.array([[1.0, 2.0, 5.0], [0.0, 1.0, 0.5]]))
+    labels = np.array([2, 0], kind)
+    for loss in (
+        lambda y: vg.celoss(vg.softmax(x), y),
+        lambda y: vg.logceloss(vg.logsoftmax(x), y),
+        lambda y: ops.SoftmaxCrossEntropy.do_forward(x, targets=y),
+    ):
+        for y in (labels[:, None], np.eye(3, dtype=kind)[labels], labels.tolist()):
+            assert loss(y).value == loss(labels).value

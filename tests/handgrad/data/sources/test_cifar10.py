@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from data_files import ARCHIVE_ORDER, cifar_batch, pack_cifar, write_cifar
+from data_files import ARCHIVE_ORDER, BATCHES, cifar_batch, pack_cifar, write_cifar
 
 from handgrad.data.sources import cifar10
 from handgrad.errors import DataError
@@ -48,6 +50,128 @@ def test_folder_is_preferred_to_the_archive(tmp_path: Path) -> None:
     expected = write_cifar(tmp_path / "cifar-10-batches-py")
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"never opened")
     _assert_equal(_load(tmp_path), expected)
+
+
+LAYOUTS: dict[str, Callable[[str], str]] = {
+    "other case": lambda name: f"CIFAR-10-Batches-PY/{name.title()}",
+    "a folder a file": lambda name: f"{name}/{name}",
+    "hyphens": lambda name: name.replace("_", "-"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_files_under_similar_names(tmp_path: Path, layout: Callable[[str], str]) -> None:
+    expected = write_cifar(tmp_path / "official")
+    for name in BATCHES:
+        target = tmp_path / "data" / layout(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tmp_path / "official" / name, target)
+    assert cifar10.is_below(tmp_path / "data")
+    _assert_equal(_load(tmp_path / "data"), expected)
+
+
+def _pictures(n: int, seed: int) -> np.ndarray:
+    """Return smooth images (n, 3072), as photographs are."""
+    corners = np.random.default_rng(seed).integers(0, 256, (n, 3, 2, 2))
+    t = np.linspace(0, 1, 32)
+    weights = np.stack([1 - t, t])
+    return np.einsum("ncij,ih,jw->nchw", corners, weights, weights).astype(np.uint8).reshape(n, -1)
+
+
+def _write(folder: Path, protocol: int = 2, **changed: Callable[[Any], Any]) -> list[np.ndarray]:
+    """Pickle six batches of 20 pictures, changed by ``data(images)``, ``labels`` and ``key``."""
+    alike = {name: changed.get(name, lambda value: value) for name in ("data", "labels", "key")}
+    key, images, labels = alike["key"], [], []
+    for i, name in enumerate(BATCHES):
+        images.append(_pictures(20, i))
+        labels.append(np.random.default_rng(i).integers(0, 10, 20))
+        batch = {
+            key("data"): alike["data"](images[-1]),
+            key("labels"): alike["labels"](labels[-1].tolist()),
+        }
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=protocol))
+    shape = (-1, 3, 32, 32)
+    train, test = np.concatenate(images[:5]).reshape(shape), images[5].reshape(shape)
+    return [train, np.concatenate(labels[:5]), test, labels[5]]
+
+
+WRITTEN: dict[str, dict[str, Any]] = {
+    **{f"protocol {p}": {"protocol": p} for p in range(6)},
+    **{
+        f"column by column, protocol {p}": {"protocol": p, "data": np.asfortranarray}
+        for p in (2, 5)
+    },
+    "keys of bytes": {"key": str.encode},
+    "labels of NumPy": {"labels": lambda labels: list(np.array(labels))},
+    "labels in an array": {"labels": np.array},
+    "labels in a column": {"labels": lambda labels: np.array(labels, np.uint8)[:, None]},
+    "images": {"data": lambda x: x.reshape(-1, 3, 32, 32)},
+    "images, channels last": {"data": lambda x: x.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)},
+    "wider integers": {"data": lambda x: x.astype(np.int64)},
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN.values(), ids=WRITTEN)
+def test_batches_written_again(tmp_path: Path, how: dict[str, Any]) -> None:
+    expected = _write(tmp_path, **how)
+    found = _load(tmp_path)
+    _assert_equal(found, tuple(expected))
+    assert all(array.flags.c_contiguous for array in found)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "0 to 1": ({"data": lambda x: x / 255}, r"data is float64 from 0 to .*uint8, 0 to 255"),
+    "beyond 255": ({"data": lambda x: x + np.int16(9)}, r"data is int16 from .* to 2\d\d"),
+    "pixel by pixel": (
+        {"data": lambda x: x.reshape(-1, 3, 1024).transpose(0, 2, 1).reshape(-1, 3072)},
+        r"data is pixel by pixel, .* write data\.reshape\(-1, 32, 32, 3\)\.transpose\(0, 3, 1, 2\)",
+    ),
+    "turned": ({"data": lambda x: x.T}, r"data has shape \(3072, 20\), expected \(N, 3072\)"),
+    "a list": ({"data": lambda x: x.tolist()}, "data is list"),
+    "from 1": ({"labels": lambda labels: [n + 1 for n in labels]}, "10 is among the labels"),
+    "halves": ({"labels": lambda labels: [n / 2 for n in labels]}, "not a list of whole numbers"),
+    "a number": ({"labels": lambda labels: np.array(3)}, "not a list of whole numbers"),
+    "huge": ({"labels": lambda labels: [10**5000]}, "not a list of whole numbers"),
+    "one-hot": ({"labels": lambda labels: np.eye(10, dtype=int)[labels]}, "not a list of whole"),
+    "CIFAR-100's": (
+        {"key": lambda key: key.replace("labels", "fine_labels")},
+        r"with data and labels, found one with data, fine_labels \(CIFAR-100\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("how", "message"), REFUSED.values(), ids=REFUSED)
+def test_other_content_is_named(tmp_path: Path, how: dict[str, Any], message: str) -> None:
+    _write(tmp_path, **how)
+    with pytest.raises(DataError, match=message):
+        _load(tmp_path)
+
+
+def test_a_part_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "fetch", None)
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_1").unlink()
+    with pytest.raises(DataError, match="data_batch_1 is missing; the folder should hold"):
+        cifar10.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data_batch_2", "cifar-10-python.tar.gz"])
+def test_a_file_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    if name in BATCHES:
+        write_cifar(tmp_path)
+    (tmp_path / name).touch()
+    opened = Path.open
+
+    def refuse(path: Path, *mode: str) -> Any:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *mode)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=f"{name} cannot be read: Permission denied"):
+        _load(tmp_path)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

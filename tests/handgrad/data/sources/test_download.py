@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pooch
 import pytest
 import requests
 
-from handgrad.data.sources.download import default_data_dir, fetch, find_file
+from handgrad.data.sources.download import default_data_dir, fetch, find_beside, find_file
 from handgrad.errors import DataError, UserError
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -209,6 +210,26 @@ def test_damaged_file_in_the_cache_is_replaced(server: Server, tmp_path: Path) -
     assert _fetch(server, tmp_path, "whole").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(13, "Permission denied"),
+        PermissionError("[Errno 13] Permission denied: 'tmp1' | Pooch could not write to it"),
+    ],
+    ids=["the system's", "pooch's"],
+)
+def test_a_folder_that_may_not_be_written(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: PermissionError
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    with pytest.raises(DataError, match=rf"cannot write .*{NAME}: Permission denied; point --data"):
+        _fetch(server, tmp_path, "good")
+    assert server.requests == []
+
+
 def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HANDGRAD_DATA_DIR", str(tmp_path))
     assert default_data_dir() == tmp_path
@@ -240,6 +261,7 @@ def test_default_folder_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch
         (["x/b", "a/b"], "a/b"),  # then the first by name
         (["x/a", "x/b"], "x/a"),  # the preferred name
         ([".hidden/b"], None),
+        (["._b", "x/b"], "x/b"),  # what a Mac leaves beside b on other disks
         (["other"], None),
         ([], None),
     ],
@@ -250,6 +272,31 @@ def test_find_file(tmp_path: Path, files: list[str], expected: str | None) -> No
         (tmp_path / name).touch()
     found = find_file(tmp_path, ("a", "b"))
     assert found == (None if expected is None else tmp_path / expected)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["x/a-1", "x/b-1"], "x/b-1"),
+        (["a-1/a-1", "b-1/b-1"], "b-1/b-1"),
+        (["a-1/a-1", "b-1/B.1"], "b-1/B.1"),
+        (["x/a-1", "y/b-1"], None),
+        (["x/a-1", "x/B_1", "x/b-1"], "x/B_1"),
+    ],
+)
+def test_find_beside(tmp_path: Path, files: list[str], expected: str | None) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_beside(tmp_path / files[0], ("b-1", "b-1.gz"))
+    assert found == (None if expected is None else tmp_path / expected)
+
+
+def test_a_link_to_itself_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "zoo").touch()
+    assert find_file(tmp_path, ("loop",)) is None
+    assert find_file(tmp_path, ("zoo",)) == tmp_path / "zoo"
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_python_2_batch() -> None:
     np.testing.assert_array_equal(batch["data"], images)
 
 
-@pytest.mark.parametrize("protocol", range(5))
+@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("dtype", ["u1", "?", "<i4", ">i4", "<f4", ">f8"])
 def test_arrays_pickled_by_python_3(protocol: int, dtype: str) -> None:
     array = (np.arange(24).reshape(2, 3, 4) * 11 % 7).astype(dtype)
@@ -40,9 +40,40 @@ def test_arrays_pickled_by_python_3(protocol: int, dtype: str) -> None:
     np.testing.assert_array_equal(found["a"], array)
 
 
-def test_column_major_array() -> None:
-    array = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
-    np.testing.assert_array_equal(_load(pickle.dumps(array, protocol=2)), array)
+ARRAY = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+ORDERS = [np.asfortranarray(ARRAY), ARRAY.transpose(1, 2, 0), ARRAY[:, ::2], np.array(7)]
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("array", ORDERS, ids=["F", "axes", "gaps", "one number"])
+def test_arrays_in_any_order(protocol: int, array: np.ndarray) -> None:
+    found = _load(pickle.dumps({"a": array}, protocol=protocol))["a"]
+    np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize(
+    "number", [np.uint8(200), np.int64(-3), np.float32(0.5), np.bool_(True)], ids=str
+)
+def test_numbers_of_numpy_become_python_s(protocol: int, number: Any) -> None:
+    (found,) = _load(pickle.dumps([number], protocol=protocol))
+    assert found == number and type(found) is type(number.item())
+
+
+def _protocol_5(array: np.ndarray, core: bytes) -> bytes:
+    """Return ``array`` pickled by protocol 5 as NumPy 1 or 2 does, which call their core so."""
+    content = pickle.dumps(array, protocol=5)
+    frame, body = content[2:11], content[11:]
+    assert frame[0] == 0x95, "what holds the length of all"
+    for name in (b"numpy._core.numeric", b"numpy.core.numeric"):
+        body = body.replace(b"\x8c" + bytes([len(name)]) + name, b"\x8c\x04HOME")
+    home = b"numpy." + core + b".numeric"
+    return content[:2] + body.replace(b"\x8c\x04HOME", b"\x8c" + bytes([len(home)]) + home)
+
+
+@pytest.mark.parametrize("core", [b"core", b"_core"], ids=["NumPy 1", "NumPy 2"])
+def test_protocol_5_of_both_versions(core: bytes) -> None:
+    np.testing.assert_array_equal(_load(_protocol_5(ARRAY, core)), ARRAY)
 
 
 class _Call:
@@ -95,6 +126,13 @@ ASKS = {
     "structured array": pickle.dumps(np.zeros(2, dtype="i4,f4"), protocol=2),
     "object outside the file": b"Pelsewhere\n.",
     "extension registry": b"\x80\x02\x82\x01.",
+    "another length": _protocol_5(ARRAY, b"core").replace(b"K\x02K\x03", b"K\x02K\x04"),
+    "no axes": _protocol_5(ARRAY, b"core").replace(b"\x8c\x01C", b"\x8c\x01K"),
+    "number of another length": (
+        b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(U\x02i8tRU\x04abcdtR."
+    ),
+    "number without a type": b"cnumpy.core.multiarray\nscalar\n(U\x02i8U\x08abcdefghtR.",
+    "function of NumPy's core": b"cnumpy._core.numeric\nfromfile\n.",
     "bare array": b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n(K\x00tU\x01b\x87R.",
 }
 
@@ -114,6 +152,8 @@ NOT_PICKLES = {
     "stack underflow": b"\x80\x02R.",
     "string beyond the end": b"\x80\x02T" + struct.pack("<i", 2**31 - 1) + b"abc.",
     "bytes beyond all memory": b"\x80\x04\x8e" + struct.pack("<Q", 2**62) + b"abc.",
+    "bytearray beyond all memory": b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b"abc.",
+    "bytearray of a gigabyte": b"\x80\x05\x96" + struct.pack("<Q", 2**30) + b"abc.",
     "itself as its value": b"\x80\x02}q\x00U\x01ah\x00s.",
 }
 
@@ -148,6 +188,8 @@ def test_a_few_bytes_cannot_ask_for_gigabytes() -> None:
     pickled = b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b"."
     tracemalloc.start()
     assert load(io.BytesIO(pickled), "file") == {}
+    with pytest.raises(DataError, match="it ends early"):
+        load(io.BytesIO(NOT_PICKLES["bytearray of a gigabyte"]), "file")
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
@@ -159,6 +201,8 @@ def test_a_few_bytes_cannot_ask_for_gigabytes() -> None:
         b"\x80\x02c_codecs\nencode\n}U\x0c__defaults__U\x05rot13sb.",  # and one that is changed
         b"\x80\x02]cnumpy\ndtype\na.",
         b"\x80\x02cnumpy\nndarray\n.",
+        b"\x80\x02cnumpy.core.numeric\n_frombuffer\n.",
+        b"\x80\x02cnumpy.core.multiarray\nscalar\n}U\x05dtypeK\x01sb.",
     ],
 )
 def test_nothing_but_data_comes_out(pickled: bytes) -> None:
