@@ -33,6 +33,14 @@ def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> No
             )
 
 
+def check_last_batch_of(
+    model: str, image_shape: tuple[int, ...], batch_size: int, n_images: int, n_processes: int = 1
+) -> None:
+    """Do so for the convolutional networks that normalise a single value a channel at the end."""
+    if model == "preact-resnet" or (model == "vgg" and image_shape[1] <= 16):
+        check_last_batch(batch_size, n_images, n_processes)
+
+
 # Muon's learning rates of what are no filters, where that of the filters is MUON_LR: of a bias, and
 # of a linear layer with one input, an image each. Found together on validation images.
 _BIAS_LR, _LINEAR_LR = 0.053, 0.67

@@ -22,6 +22,7 @@ from numpy_mlp import MLP
 from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import ACTIVATIONS
+from numpy_mlp.network import Network
 from numpy_mlp.optim import SGD, AdamW, Optimizer, Schedule
 
 
@@ -150,7 +151,12 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     if settings.batch_norm:
         check_last_batch(settings.batch_size, len(dataset.train))
     model = build_mlp(settings, dataset.image_shape, dataset.n_classes, settings.dtype)
-    params = list(model.params.values())
+    return learner_of(model, settings)
+
+
+def learner_of(model: Network, settings: NumpyMLPSettings) -> NumpyLearner:
+    """Return what trains ``model`` as ``settings`` say: its optimizer and its engine."""
+    params = list(model.trained_parameters().values())
     optimizer: Optimizer
     if settings.optimizer == "adamw":
         optimizer = AdamW(params, settings.lr, weight_decay=settings.weight_decay)

@@ -343,6 +343,7 @@ class FunctionKind(Kind):
         if key in NAMES["index"]:
             return self.probe.rng.integers(0, x[-1], x[0])
         known = {"shape": x[::-1], "repeats": 4, "times": 4, "dim": 1, "axis": 1}
+        known |= dict.fromkeys(NAMES["kernel"] | NAMES["window"], 2) | {"widths": ((1, 0), (0, 2))}
         if key not in known and key in {*NAMES["one"], *NAMES["mode"], *NUMBERS}:
             return guess_argument(p, point.sizes, 1)
         return known.get(key, 1.3)
