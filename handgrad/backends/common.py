@@ -33,6 +33,13 @@ def check_last_batch(batch_size: int, n_images: int, n_processes: int = 1) -> No
             )
 
 
+# The recipe that needs the least arithmetic for 0.90, found on validation images: optimizer and its
+# rates, batch, warm-up, augmentation, smoothing.
+FAST = (
+    "--dataset cifar10 --validation-size 0 --model fast --optimizer muon --weight-decay 1e-3 "
+    "--label-smoothing 0.2 --augment alternating-flip translate --schedule linear "
+    "--warmup-steps 80 --batch-size 500 --epochs 8 --tta"
+)
 # Muon's learning rates of what are no filters, where that of the filters is MUON_LR: of a bias, and
 # of a linear layer with one input, an image each. Found together on validation images.
 _BIAS_LR, _LINEAR_LR = 0.053, 0.67
