@@ -57,6 +57,12 @@ def muon_rates(settings: TrainSettings, shapes: Sequence[tuple[int, ...]]) -> li
     return [unit * (_BIAS_LR if len(s) == 1 else _LINEAR_LR / s[1] ** 2) for s in shapes]
 
 
+def decays(settings: TrainSettings, shapes: Sequence[tuple[int, ...]]) -> list[float]:
+    """Return the weight decay of parameters of these shapes; biases and norms are vectors."""
+    everywhere = settings.weight_decay_of == "all"
+    return [settings.weight_decay if everywhere or len(s) > 1 else 0.0 for s in shapes]
+
+
 def fast_network(settings: TrainSettings, dataset: Dataset, dtype: DTypeLike) -> ConvNet:
     """Return the NumPy network ``fast`` as its training begins, in any library.
 

@@ -46,7 +46,7 @@ class CompareSettings(NumpyMLPSettings):
     not_offered: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
         | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
-        | {"live", "report", "schedule_steps", "tta"}
+        | {"live", "report", "schedule_steps", "tta", "label_smoothing", "clip_grad_norm", "ema"}
     )
     dtype: str = setting("float64", "precision", choices=("float32", "float64"))
     steps: int = setting(100, "steps in lockstep", least=1)

@@ -44,15 +44,14 @@ class GraphLearner(NumpyLearner):
     Args:
         model: the network.
         optimizer: made with ``model.params``.
-        detect_anomaly: check the output of every layer, and the gradient of every parameter.
+        options: those of the other learner; ``detect_anomaly`` checks the output of every layer,
+            and the gradient of every parameter.
 
     Shapes: images (N, ...), as the network takes them; labels (N,), integers, or one-hot (N, C).
     """
 
-    def __init__(
-        self, model: Network, optimizer: Optimizer, *, detect_anomaly: bool = False
-    ) -> None:
-        super().__init__(model, optimizer, detect_anomaly=detect_anomaly)
+    def __init__(self, model: Network, optimizer: Optimizer, **options: Any) -> None:
+        super().__init__(model, optimizer, **options)
         # The nodes hold the very arrays that the optimizer updates in place.
         self.nodes = {name: TensorNode(array, name=name) for name, array in model.params.items()}
 
@@ -63,11 +62,13 @@ class GraphLearner(NumpyLearner):
         Raises:
             FloatingPointError: the loss is not finite; no parameter is updated.
         """
-        self.model.train()
+        self._begin_step(lr)
         logits = self._logits(images)
         if np.ndim(labels) != 1:
             labels = class_indices(labels, *logits.value.shape)
-        loss = SoftmaxCrossEntropy.do_forward(logits, targets=labels)
+        loss = SoftmaxCrossEntropy.do_forward(
+            logits, targets=labels, label_smoothing=self.loss.label_smoothing
+        )
         self._check_loss(float(loss.value), images)
         for node in self.nodes.values():
             node.grad = None
@@ -76,12 +77,11 @@ class GraphLearner(NumpyLearner):
         if self.detect_anomaly:
             for name, grad in reversed(list(zip(self.nodes, grads, strict=True))):
                 check_finite(grad, f"the gradient of {name}")
-        self.optimizer.lr = lr
-        self.optimizer.step(grads)
+        self._end_step(grads)
         return float(loss.value), int((logits.value.argmax(axis=1) == labels).sum())
 
     def _eval_logits(self, images: Array) -> Array:
-        self.model.eval()
+        self._begin_evaluation()
         with no_grad():
             return self._logits(images).value
 
