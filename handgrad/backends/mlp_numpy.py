@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from handgrad.backends.common import build_schedule, check_last_batch
+from handgrad.backends.numpy_common import make_learner
 from handgrad.data import Dataset
 from handgrad.environment import cost_of_held_blas
 from handgrad.errors import UserError
@@ -22,8 +23,7 @@ from numpy_mlp import MLP
 from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import ACTIVATIONS
-from numpy_mlp.network import Network
-from numpy_mlp.optim import SGD, AdamW, Optimizer, Schedule
+from numpy_mlp.optim import Schedule
 
 
 @dataclass(frozen=True)
@@ -151,25 +151,9 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     if settings.batch_norm:
         check_last_batch(settings.batch_size, len(dataset.train))
     model = build_mlp(settings, dataset.image_shape, dataset.n_classes, settings.dtype)
-    return learner_of(model, settings)
-
-
-def learner_of(model: Network, settings: NumpyMLPSettings) -> NumpyLearner:
-    """Return what trains ``model`` as ``settings`` say: its optimizer and its engine."""
-    params = list(model.trained_parameters().values())
-    optimizer: Optimizer
-    if settings.optimizer == "adamw":
-        optimizer = AdamW(params, settings.lr, weight_decay=settings.weight_decay)
-    else:
-        optimizer = SGD(
-            params,
-            settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-        )
-    kind = GraphLearner if settings.engine == "graph" else NumpyLearner
-    return kind(model, optimizer, detect_anomaly=settings.detect_anomaly)
+    return make_learner(
+        settings, model, GraphLearner if settings.engine == "graph" else NumpyLearner
+    )
 
 
 class NumpyBackend(Backend[SettingsT]):

@@ -60,6 +60,13 @@ CASES: dict[str, Case] = {
         {"targets": INDICES},
         lambda x: functional.cross_entropy(x, torch.from_numpy(INDICES)),
     ),
+    "SoftmaxCrossEntropy_smoothed": (
+        [(5, 4)],
+        {"targets": INDICES, "label_smoothing": 0.3},
+        lambda x: torch.nn.functional.cross_entropy(
+            x, torch.from_numpy(INDICES), label_smoothing=0.3
+        ),
+    ),
     "Squeeze": ([(5, 1, 4)], {"dim": 1}, lambda x: x.squeeze(1)),
     "Unsqueeze": ([(5, 4)], {"dim": -1}, lambda x: x.unsqueeze(-1)),
     "Reshape": ([(6, 4)], {"shape": (3, -1)}, lambda x: x.reshape(3, -1)),
@@ -248,7 +255,12 @@ def test_broadcasting_in_every_pair_of_shapes(
         (ops.SoftmaxCrossEntropy, [(2, 3)], {"targets": np.array([0])}, r"\(1,\)"),
         (ops.SoftmaxCrossEntropy, [(1, 3)], {"targets": [0], "label_smoothing": 1.0}, "got 1.0"),
         (ops.Conv2d, [(1, 3, 5, 5), (2, 4, 3, 3)], {}, r"\(1, 3, 5, 5\) .* \(2, 4, 3, 3\)"),
-        (ops.Conv2d, [(1, 4, 5, 5), (3, 2, 3, 3)], {"groups": 2}, "groups must divide out_channels=3"),
+        (
+            ops.Conv2d,
+            [(1, 4, 5, 5), (3, 2, 3, 3)],
+            {"groups": 2},
+            "groups must divide out_channels=3",
+        ),
         (
             ops.Conv2d,
             [(1, 2, 5, 5), (3, 2, 3, 3), (1, 3)],
