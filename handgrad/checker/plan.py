@@ -21,7 +21,7 @@ from handgrad.checker.subject import ContractError, Subject
 from handgrad.user_code.blame import their_error
 
 _PLAIN, _OTHER = Sizes(5, 4, 3), Sizes(9, 6, 2)
-_ONE, _SQUARE = Sizes(1, 4, 3), Sizes(4, 4, 4)
+_ONE, _SQUARE, _ELSEWHERE = Sizes(1, 4, 3), Sizes(4, 4, 4), Sizes(3, 2, 5)
 # What cannot run unless all sizes are equal, and then is wrong.
 _HIDDEN_BY_SQUARES = (
     "transposed-factor", "transposed-gradient", "flipped-kernel", "wrong-sum-axis"
@@ -70,7 +70,7 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
     def at(sizes: Sizes, vary: int = 0, scale: float = 1.0) -> Callable[[], Subject]:
         return lambda: found.subjects(given, Point(sizes, vary, scale), rng, main)[0]
 
-    main.elsewhere = at(_OTHER)
+    main.elsewhere = at(_ELSEWHERE)
     checked = Checked(main.settings, notes=[*main.notes], layers=main.layers)
     for name in main.ungraded:
         text = "it changes the output, and no gradient of it was found: looked for in grads, as "
@@ -88,7 +88,7 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
         (after_larger, _LARGER, lambda: main, 1),
     ]
     if any(p.name == "groups" for p in parameters_of(found.cls)):
-        plans.append((True, "other sizes and settings", at(_OTHER, 3), None))
+        plans.append((True, "other sizes and settings", at(_SQUARE, 3), None))
     one = _Points(found, given, tolerance, rng)
     for number, (_, title, make, warm) in enumerate(plan for plan in plans if plan[0]):
         try:
