@@ -174,4 +174,5 @@ class Winograd:
 
 
 def _channels_at_once(u: Array) -> int:
-    return max(1, _WEIGHTS_AT_ONCE // u.shape[2])
+    n_out: int = u.shape[2]
+    return max(1, _WEIGHTS_AT_ONCE // n_out)

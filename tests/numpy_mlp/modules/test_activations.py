@@ -1,4 +1,4 @@
-"""GELU and SiLU: their accuracy, and their ends."""
+"""GELU and SiLU: their accuracy, and their ends; ReLU in pieces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from module_proofs import assert_close, run, run_in_torch
 
-from numpy_mlp.modules import GELUModule, Module, SiLUModule
+from numpy_mlp.modules import GELUModule, Module, ReLUModule, SiLUModule
+from numpy_mlp.parallel import PIECE
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "gelu": (GELUModule, torch.nn.GELU),
@@ -77,3 +78,18 @@ def test_far_from_zero_nothing_is_raised(kind: str, dtype: Any) -> None:
 def test_another_approximation_is_refused() -> None:
     with pytest.raises(ValueError, match="approximate must be 'none' or 'tanh', got 'erf'"):
         GELUModule("erf")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_relu_in_pieces_is_relu(dtype: Any, rng: np.random.Generator) -> None:
+    """Of more values than a piece holds, in one order of the memory or in none."""
+    for x in (
+        rng.standard_normal((3, PIECE + 7)).astype(dtype),
+        rng.standard_normal((5, 4, 9, PIECE // 64)).astype(dtype).transpose(0, 3, 1, 2),
+        rng.standard_normal((2, 2 * PIECE)).astype(dtype)[:, ::2],
+        rng.standard_normal(3 * PIECE).astype(dtype)[::3],
+        np.array([-np.inf, np.inf, np.nan, -1, 2], dtype),
+    ):
+        relu = ReLUModule()
+        np.testing.assert_array_equal(relu.forward(x), np.where(x <= 0, 0, x))
+        np.testing.assert_array_equal(relu.backward(np.ones_like(x)), x > 0)
