@@ -190,6 +190,20 @@ class NumpyLearner:
         weight = next(w for m in weighted if (w := m.params["weight"]).ndim > 1)
         return weight.reshape(len(weight), -1)
 
+    def feature_maps(self, images: Array) -> list[tuple[str, Array]]:
+        """Return, by name, outputs (N, C, h, w) on the way: the last of each size, largest first.
+
+        None of a network that does not look at images as such.
+        """
+        self.model.eval()
+        last: dict[tuple[int, ...], tuple[str, Array]] = {}
+        x, named = images, zip(self.model.names, self.model.layers[:-1], strict=False)
+        for name, layer in named if self.model.chain == self.model.layers[:-1] else ():
+            x = layer.forward(x)
+            if x.ndim == 4 and min(x.shape[2:]) > 1:
+                last[x.shape[2:]] = name, x
+        return list(last.values())
+
     def _generators(self) -> list[np.random.Generator]:
         """Return the generators that training draws from, each once (layers may share one)."""
         shared = (layer.rng for layer in self.model.modules() if isinstance(layer, DropoutModule))

@@ -327,6 +327,10 @@ class TorchLearner:
         elif kind == "cuda" and self.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.device)
 
+    def feature_maps(self, images: Any) -> list[tuple[str, Array]]:
+        """Return none: the NumPy networks are those to look into."""
+        return []
+
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""
         first = next(p for p in self.model.parameters() if p.dim() > 1)

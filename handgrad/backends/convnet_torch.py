@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from handgrad.backends.common import FAST, check_last_batch, fast_network
+from handgrad.backends.common import FAST, check_last_batch_of, fast_network
 from handgrad.backends.mlp_torch import WATCH_TEST
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.data import Dataset
@@ -80,10 +80,9 @@ def make_model(settings: ConvNetSettings, dataset: Dataset, n_processes: int = 1
     """
     from handgrad.backends.torch_common import begin_as
 
-    # Networks that normalise a single value a channel, at the end.
-    small_images = dataset.image_shape[1] <= 16
-    if settings.model == "preact-resnet" or (settings.model == "vgg" and small_images):
-        check_last_batch(settings.batch_size, len(dataset.train), n_processes)
+    check_last_batch_of(
+        settings.model, dataset.image_shape, settings.batch_size, len(dataset.train), n_processes
+    )
     if settings.model != "fast":
         return build_model(settings, dataset.image_shape, dataset.n_classes)
     twin = fast_network(settings, dataset, np.float64)

@@ -18,7 +18,7 @@ from handgrad.environment import cost_of_held_blas
 from handgrad.errors import UserError
 from handgrad.runs.backend import Backend
 from handgrad.runs.declare import setting
-from handgrad.runs.settings import Preset, TrainSettings
+from handgrad.runs.settings import Preset, SettingsT, TrainSettings
 from numpy_mlp import MLP
 from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
@@ -156,10 +156,8 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     )
 
 
-class NumpyMLPBackend(Backend[NumpyMLPSettings]):
+class NumpyBackend(Backend[SettingsT]):
     """NumPy, on the processor."""
-
-    name = "mlp-numpy"
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -167,19 +165,25 @@ class NumpyMLPBackend(Backend[NumpyMLPSettings]):
         with np.errstate(all="ignore"):
             yield
 
-    def resolve(self, settings: NumpyMLPSettings, dataset: Dataset) -> NumpyMLPSettings:
+    def schedule(self, settings: SettingsT, total_steps: int) -> Schedule:
+        """Return the learning rate of each step."""
+        return build_schedule(settings, total_steps)
+
+    def resolve(self, settings: SettingsT, dataset: Dataset) -> SettingsT:
         """Say what it costs when the environment chooses OpenBLAS's kernels."""
         if not settings.quiet and (line := cost_of_held_blas(settings.threads)):
             print(line)
         return settings
 
+
+class NumpyMLPBackend(NumpyBackend[NumpyMLPSettings]):
+    """The multi-layer perceptron, by layers or on the graph."""
+
+    name = "mlp-numpy"
+
     def build(self, settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
         """Return the network and its optimizer."""
         return build_learner(settings, dataset)
-
-    def schedule(self, settings: NumpyMLPSettings, total_steps: int) -> Schedule:
-        """Return the learning rate of each step."""
-        return build_schedule(settings, total_steps)
 
     def load(
         self,

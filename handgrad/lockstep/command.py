@@ -15,7 +15,8 @@ from handgrad.backends.mlp_numpy import PRESETS
 from handgrad.console import command
 from handgrad.errors import UserError
 from handgrad.lockstep import report
-from handgrad.lockstep.compare import CompareSettings, blaming, compare, compare_isolated
+from handgrad.lockstep.compare import blaming, compare, compare_isolated
+from handgrad.lockstep.subject import CompareSettings
 from handgrad.runs.command_line import parse_command_line
 from handgrad.user_code.blame import UserCodeError, locate
 from handgrad.user_code.isolated import Ending, run_isolated

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from handgrad.backends.common import build_schedule
-from handgrad.backends.mlp_numpy import NumpyMLPSettings, build_learner, build_mlp
 from handgrad.console import guarded, requires_torch
 from handgrad.data import BatchLoader, Dataset, load_dataset
 from handgrad.data.augment import compose
@@ -25,59 +22,17 @@ from handgrad.lockstep import report
 from handgrad.lockstep.cause import find_cause
 from handgrad.lockstep.comparison import Comparison, Contestant
 from handgrad.lockstep.engines import Array, Engine, GraphEngine, MakeEngine, ModulesEngine
+from handgrad.lockstep.subject import CompareSettings, build_learner, build_network
 from handgrad.lockstep.user_engine import UserEngine, load_classes, parts_the_loss
-from handgrad.runs.declare import setting
 from handgrad.runs.folder import data_folder
 from handgrad.runs.settings import settings_from_dict
 from handgrad.user_code.blame import UserCodeError
 from handgrad.user_code.isolated import Guard
 from numpy_mlp.anomaly import name_of
+from numpy_mlp.modules import CrossEntropyModule
 
-_ENGINES = ("modules", "graph", "pytorch")
 _YOURS = "yours"
 _TOLERANCE = {"float64": 1e-10, "float32": 1e-4}
-_OUT = "runs/compare-engines"
-
-
-@dataclass(frozen=True)
-class CompareSettings(NumpyMLPSettings):
-    """Settings of the comparison."""
-
-    not_offered: ClassVar[frozenset[str]] = frozenset(
-        {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
-        | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
-        | {"live", "report", "schedule_steps", "tta", "label_smoothing", "clip_grad_norm", "ema"}
-    )
-    dtype: str = setting("float64", "precision", choices=("float32", "float64"))
-    steps: int = setting(100, "steps in lockstep", least=1)
-    engines: tuple[str, ...] = setting(
-        _ENGINES, "which; the first is what the others are compared with", choices=_ENGINES
-    )
-    modules: str | None = setting(
-        None, "a Python file with layers of your own, which take the place of ours by their names"
-    )
-    tolerance: float | None = setting(
-        None, "largest absolute difference (default: 1e-10; float32: 1e-4)", above=0
-    )
-    time_limit: float = setting(
-        300.0, "seconds for the comparison, with --modules", above=0, most=10**6
-    )
-    out: str | None = setting(_OUT, "folder for engines.json and engines.png")
-
-    @property
-    def end(self) -> str:
-        """When it ends, as it was given."""
-        return f"--steps {self.steps}"
-
-    @property
-    def folder(self) -> Path:
-        """Where the results are written."""
-        return Path(self.out or _OUT)
-
-    @property
-    def users(self) -> Path | None:
-        """Where the user's layers are, if there are any."""
-        return None if self.modules is None else Path(self.modules)
 
 
 def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
@@ -96,11 +51,10 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
             seed=settings.seed,
         )
         comparison = _prepare(settings, dataset, guard)
-        widths = [int(np.prod(dataset.image_shape)), *settings.hidden_dims, dataset.n_classes]
         print(
-            f"{dataset.name}: {'-'.join(map(str, widths))}, {settings.activation}, batches of "
-            f"{settings.batch_size} of {len(dataset.train):,} images, {settings.optimizer}, "
-            f"learning rate {settings.lr:g}, {settings.dtype}"
+            f"{dataset.name}: {_network(settings, dataset)}, batches of {settings.batch_size} of "
+            f"{len(dataset.train):,} images, {settings.optimizer}, learning rate "
+            f"{settings.lr:g}, {settings.dtype}"
         )
         row = report.begin_table(comparison, settings.steps)
         start = time.perf_counter()
@@ -116,6 +70,14 @@ def compare(settings: CompareSettings, guard: Guard | None = None) -> int:
     written = settings.folder / "engines.json"
     print(f"{comparison.seconds:.1f} s; written to {written} and .png")
     return 0 if comparison.agrees else 1
+
+
+def _network(settings: CompareSettings, dataset: Dataset) -> str:
+    """Return what the network is called: its name, or the widths and the activation of an MLP."""
+    if settings.model != "mlp":
+        return settings.model
+    widths = [int(np.prod(dataset.image_shape)), *settings.hidden_dims, dataset.n_classes]
+    return f"{'-'.join(map(str, widths))}, {settings.activation}"
 
 
 def compare_isolated(values: dict[str, Any], guard: Guard) -> None:
@@ -146,14 +108,14 @@ def blaming(call: Callable[[], int]) -> Callable[[], int]:
 def _prepare(settings: CompareSettings, dataset: Dataset, guard: Guard | None) -> Comparison:
     """Return the comparison of the engines that were asked for."""
     makers = _makers(settings, dataset)
-    model = build_mlp(settings, dataset.image_shape, dataset.n_classes, settings.dtype)
+    model = build_network(settings, dataset)
     names = [name_of(*named) for named in zip(model.names, model.layers, strict=True)]
     names.append("the loss (CrossEntropyModule)")
     classes: dict[str, type] = {}
     if guard is not None and (path := settings.users) is not None:
         guard.tell("started")
         guard.running("the import")
-        classes = _users_classes(path, names)
+        classes = _users_classes(path, [*map(type, model.modules()), CrossEntropyModule])
         guard.running("")
         running = guard.running
         makers[_YOURS] = lambda: UserEngine(
@@ -197,18 +159,20 @@ def _makers(settings: CompareSettings, dataset: Dataset) -> dict[str, MakeEngine
         else:
             from handgrad.lockstep.torch_engine import make_torch_engine
 
-            makers["pytorch"] = functools.partial(make_torch_engine, settings, dataset)
+            makers["pytorch"] = lambda: make_torch_engine(
+                settings, dataset, build_network(settings, dataset)
+            )
     return {name: makers[name] for name in settings.engines if name in makers}
 
 
-def _users_classes(path: Path, layer_names: list[str]) -> dict[str, type]:
+def _users_classes(path: Path, ours: Sequence[type]) -> dict[str, type]:
     """Import the user's layers, and say which of them this network has."""
     classes = load_classes(path)
-    used = [name for name in classes if any(f"({name})" in layer for layer in layer_names)]
+    used = [name for name in classes if any(name == kind.__name__ for kind in ours)]
     if not used:
         raise UserError(
             f"--modules {path} has {', '.join(classes)}, none of which this network has; "
-            f"choose another --activation"
+            f"choose another --activation or --model"
         )
     print(f"from {path}: {', '.join(used)}")
     return classes
@@ -226,4 +190,5 @@ def _batches(settings: CompareSettings, dataset: Dataset) -> Iterator[tuple[Arra
     )
     while True:
         for images, labels in loader:
-            yield images.reshape(len(images), -1), labels
+            flat = settings.model == "mlp"
+            yield images.reshape(len(images), -1) if flat else images, labels

@@ -19,7 +19,7 @@ class Moment(NamedTuple):
     Attributes:
         step: counted from 1.
         weights: of the reference, by name.
-        x: images (N, D) of the batch.
+        x: images (N, ...) of the batch, as the network takes them.
         labels: (N,).
         lr: learning rate.
     """
@@ -162,7 +162,7 @@ class Comparison:
         """Take the steps.
 
         Args:
-            batches: images (N, D) and labels (N,).
+            batches: images (N, ...) and labels (N,).
             steps: how many.
             schedule: learning rate of each step, counted from 0.
             after_step: called with the number of each step, counted from 1.
@@ -227,9 +227,14 @@ def _lived(engine: Engine, at: Moment) -> Trace | None:
 def largest_difference(
     expected: Mapping[str, Array], found: Mapping[str, Array]
 ) -> tuple[float, float, str]:
-    """Return the largest absolute difference, what that is relative to its array, and where."""
+    """Return the largest absolute difference, what that is relative to its array, and where.
+
+    What is not ``found`` is not compared: a user's layer keeps its running statistics to itself.
+    """
     worst = (-1.0, 0.0, "")
     for name, value in expected.items():
+        if name not in found:
+            continue
         apart = difference(value, found[name])
         at = np.unravel_index(apart.argmax(), apart.shape)
         if (absolute := float(apart[at])) > worst[0]:

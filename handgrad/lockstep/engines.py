@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from handgrad.training.learner import Learner
 from numpy_mlp.autograd.core import TensorNode
 from numpy_mlp.autograd.learner import GraphLearner
-from numpy_mlp.autograd.ops import SoftmaxCrossEntropy
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.modules import CrossEntropyModule
 from numpy_mlp.modules.module import is_parametric
+from numpy_mlp.network import Network
 
 Array = NDArray[Any]
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 Trace = dict[Place, Array]
 """Every value of a forward and a backward pass, in the order in which they are computed.
 
-The outputs (N, D) of the layers, then the loss, a number, and from there backwards the gradients.
+The outputs of the layers, then the loss, a number, and from there backwards the gradients.
 """
 
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
     """What computes the network."""
 
     def step(self, x: Array, labels: Array, lr: float) -> float:
-        """Update the weights on one batch, (N, D) and (N,), and return its loss.
+        """Update the weights on one batch, (N, ...) and (N,), and return its loss.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -75,10 +75,20 @@ def walk(layers: Sequence[Any], loss: Any, x: Array, labels: Array) -> Trace:
         dout = layer.backward(dout)
         if is_parametric(layer):
             for key in layer.params:
-                trace[Place(i, key)] = np.array(layer.grads[key])  # written into again
+                if key not in layer.frozen:
+                    trace[Place(i, key)] = np.array(layer.grads[key])  # written into again
         if dout is not None:
             trace[Place(i, "dx")] = dout
     return trace
+
+
+def places_of(model: Network) -> dict[str, Place]:
+    """Return where in a trace the gradients of the trained parameters are, by their names."""
+    return {
+        name: Place(model.layers.index(layer), key)
+        for name, layer, key in model.named_parameters()
+        if key not in layer.frozen
+    }
 
 
 class LearnerEngine:
@@ -133,16 +143,16 @@ class GraphEngine(LearnerEngine):
         learner = self.learner
         learner.model.train()
         nodes = [TensorNode(x)]
-        for i, layer in enumerate(learner.model.layers[:-1]):
-            nodes.append(learner.apply(layer, f"layers.{i}", nodes[-1]))
-        loss = SoftmaxCrossEntropy.do_forward(nodes[-1], targets=labels)
+        for name, layer in list(zip(learner.model.names, learner.model.layers, strict=True))[:-1]:
+            nodes.append(learner.apply(layer, name, nodes[-1]))
+        loss = learner.loss_of(nodes[-1], labels)
         loss.zero_grad()
         loss.backward()
         return assemble(
             [node.value for node in nodes[1:]],
             loss.value,
             [node.grad for node in nodes],
-            {name: node.grad for name, node in learner.nodes.items()},
+            {place: learner.nodes[name].grad for name, place in places_of(learner.model).items()},
         )
 
 
@@ -150,7 +160,7 @@ def assemble(
     outputs: Sequence[Array],
     loss: Array,
     dinputs: Sequence[Array],
-    gradients: Mapping[str, Array],
+    gradients: Mapping[Place, Array],
 ) -> Trace:
     """Return a trace from what an engine that differentiates by itself has afterwards.
 
@@ -158,17 +168,14 @@ def assemble(
         outputs: of each layer, the logits last.
         loss: a number.
         dinputs: ∂L/∂x of each layer, that of softmax and loss together last.
-        gradients: of the parameters, by name: ``layers.0.weight``.
+        gradients: of the parameters.
     """
     n = len(outputs)
     trace = {Place(i, "output"): output for i, output in enumerate(outputs)}
     trace[Place(n, "output")] = loss
     trace[Place(n, "dx")] = dinputs[n]
     for i in reversed(range(n)):
-        for name, gradient in gradients.items():
-            _, layer, key = name.split(".")
-            if int(layer) == i:
-                trace[Place(i, key)] = gradient
+        trace.update((place, grad) for place, grad in gradients.items() if place.layer == i)
         trace[Place(i, "dx")] = dinputs[i]
     return trace
 

@@ -8,18 +8,29 @@ import numpy as np
 import torch
 from torch import nn
 
-from handgrad.backends.mlp_numpy import NumpyMLPSettings
-from handgrad.backends.mlp_torch import TorchMLPSettings
 from handgrad.backends.registry import NETWORKS
 from handgrad.data import Dataset
-from handgrad.lockstep.engines import Array, LearnerEngine, Trace, assemble
+from handgrad.lockstep.engines import Array, LearnerEngine, Trace, assemble, places_of
+from handgrad.lockstep.subject import CompareSettings
+from numpy_mlp.modules import FlattenModule
+from numpy_mlp.network import Network
 from torch_models.learner import TorchLearner
 
 
 class TorchEngine(LearnerEngine):
-    """The PyTorch network, on the processor."""
+    """The PyTorch network, on the processor.
+
+    Args:
+        learner: of the network.
+        twin: its NumPy twin, whose names of layers and parameters it has.
+    """
 
     learner: TorchLearner
+
+    def __init__(self, learner: TorchLearner, twin: Network) -> None:
+        super().__init__(learner)
+        self.layers = list(zip(twin.names, twin.layers, strict=True))[:-1]  # no softmax
+        self.places = places_of(twin)
 
     def trace(self, x: Array, labels: Array) -> Trace:
         """Return what a forward and a backward pass compute."""
@@ -27,18 +38,20 @@ class TorchEngine(LearnerEngine):
         model.zero_grad()
         images, target = self.learner.to_device(np.array(x), labels)
         values = [images.requires_grad_()]
-        layers = model.layers
-        assert isinstance(layers, nn.Sequential)
-        for layer in layers:
-            values.append(layer(values[-1]))
+        for name, layer in self.layers:
+            flat = isinstance(layer, FlattenModule)  # in PyTorch, a function
+            before = values[-1]
+            values.append(before.flatten(1) if flat else model.get_submodule(name)(before))
             values[-1].retain_grad()
-        loss = nn.functional.cross_entropy(values[-1], target)
+        loss = nn.functional.cross_entropy(
+            values[-1], target, label_smoothing=self.learner.label_smoothing
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         return assemble(
             [value.detach().numpy() for value in values[1:]],
             loss.detach().numpy(),
             [_gradient(value) for value in values],
-            {name: _gradient(p) for name, p in model.named_parameters()},
+            {place: _gradient(model.get_parameter(name)) for name, place in self.places.items()},
         )
 
 
@@ -48,13 +61,22 @@ def _gradient(tensor: torch.Tensor) -> Array:
     return array
 
 
-def make_torch_engine(settings: NumpyMLPSettings, dataset: Dataset) -> TorchEngine:
-    """Return PyTorch's network for ``settings``, with the weights that NumPy's begins with."""
+def make_torch_engine(settings: CompareSettings, dataset: Dataset, twin: Network) -> TorchEngine:
+    """Return PyTorch's network for ``settings``, with the weights of its NumPy ``twin``."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    shared = {field.name for field in dataclasses.fields(TorchMLPSettings)}
+    network = NETWORKS["mlp-pytorch" if settings.model == "mlp" else "convnet"]
+    shared = {field.name for field in dataclasses.fields(network.settings)}
     values = {k: v for k, v in dataclasses.asdict(settings).items() if k in shared}
-    theirs = TorchMLPSettings(**values | {"device": "cpu", "precision": settings.dtype})
-    learner = NETWORKS["mlp-pytorch"].backend().build(theirs, dataset)
+    theirs = network.settings(**values | {"device": "cpu", "precision": settings.dtype})
+    learner = network.backend().build(theirs, dataset)
     assert isinstance(learner, TorchLearner)
-    return TorchEngine(learner)
+    learner.load_weights(twin.state_dict())
+    for name in twin.params.keys() - twin.trained_parameters().keys():
+        learner.model.get_parameter(name).requires_grad_(False)
+    for module in learner.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.ReLU):  # or it would write over an output that is looked at
+            module.inplace = False
+    return TorchEngine(learner, twin)

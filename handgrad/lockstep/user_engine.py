@@ -2,11 +2,14 @@
 
 They are expected as the University of Amsterdam's course has them: ``forward(x)`` and
 ``backward(dout)``, ``params`` and ``grads`` with ``weight`` (out, in) and ``bias`` (out,), and a
-loss ``forward(x, y)``, ``backward(x, y)``.
+loss ``forward(x, y)``, ``backward(x, y)``. Layers of images take and return (N, C, H, W); a
+convolution's ``weight`` is (out, in/groups, rows, columns).
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from handgrad.errors import UserError
-from handgrad.lockstep.engines import Array, ModulesEngine, Place, Trace
+from handgrad.lockstep.engines import Array, ModulesEngine, Place, Trace, places_of
 from handgrad.lockstep.watched import Watch, WatchedLayer, WatchedLoss, encode
-from handgrad.user_code.blame import blame
+from handgrad.user_code.blame import UserCodeError, blame
 from handgrad.user_code.importing import import_file, python_files
 from numpy_mlp import modules as ours
 from numpy_mlp.anomaly import name_of
@@ -26,6 +29,13 @@ from numpy_mlp.learner import NumpyLearner
 
 REPLACEABLE = (
     "LinearModule",
+    "Conv2dModule",
+    "MaxPool2dModule",
+    "GlobalAvgPoolModule",
+    "BatchNormModule",
+    "BatchNorm2dModule",
+    "FlattenModule",
+    "GELUModule",
     "ReLUModule",
     "LeakyReLUModule",
     "ELUModule",
@@ -74,7 +84,7 @@ class UserEngine(ModulesEngine):
     """A network with the user's layers where there are some, and ours for the rest.
 
     Our optimizer updates our parameters from the user's gradients, and each step begins by copying
-    them into the user's layers.
+    them into the user's layers. Running statistics of theirs are theirs: they are not compared.
 
     Args:
         learner: of our network, whose parameters and optimizer are used.
@@ -94,13 +104,28 @@ class UserEngine(ModulesEngine):
         self.watch = Watch(path, running)
         linear = classes.get("LinearModule")
         transposed = linear is not None and _is_transposed(linear, self.watch)
-        self.layers: list[Any] = list(self.layers)
-        for i, layer in enumerate(self.layers):
-            if kind := classes.get(type(layer).__name__):
-                name = name_of(f"layers.{i}", layer)
-                theirs = _construct(kind, layer, name, i == 0, self.watch)
+        self.watched: list[WatchedLayer] = []
+        self._not_compared: set[str] = set()
+
+        def replaced(layer: Any, name: str, first: bool) -> Any:
+            kind = classes.get(type(layer).__name__)
+            if kind is not None:
+                called = name_of(name, layer)
+                theirs = _construct(kind, layer, called, first, self.watch)
                 turned = transposed and kind is linear
-                self.layers[i] = WatchedLayer(theirs, name, layer, self.watch, turned, first=not i)
+                self.watched.append(
+                    WatchedLayer(theirs, called, layer, self.watch, turned, first=first)
+                )
+                self._not_compared |= {f"{name}.{key}" for key in getattr(layer, "buffers", {})}
+                return self.watched[-1]
+            if not hasattr(layer, "children"):
+                return layer
+            chain, parts = copy.copy(layer), layer.children.items()
+            chain.children = {key: replaced(part, f"{name}.{key}", False) for key, part in parts}
+            return chain
+
+        named = zip(learner.model.names, self.layers, strict=False)
+        self.layers = [replaced(layer, name, not i) for i, (name, layer) in enumerate(named)]
         if kind := classes.get("CrossEntropyModule"):
             name = "CrossEntropyModule"
             loss = self.watch.call(f"construction of {name}", kind)
@@ -112,8 +137,7 @@ class UserEngine(ModulesEngine):
         loss = float(trace[Place(len(self.layers), "output")])
         if not np.isfinite(loss):
             raise FloatingPointError(f"the loss became {loss}")
-        optimizer, names = self.learner.optimizer, self.learner.model.named_parameters()
-        places = [Place(int(layer), key) for _, layer, key in (n.split(".") for n, _, _ in names)]
+        optimizer, places = self.learner.optimizer, places_of(self.learner.model).values()
         optimizer.lr = lr
         optimizer.step(
             [
@@ -123,10 +147,14 @@ class UserEngine(ModulesEngine):
         )
         return loss
 
+    def weights(self) -> dict[str, Array]:
+        """Return the parameters by name, and the running statistics of our layers."""
+        return {n: w for n, w in super().weights().items() if n not in self._not_compared}
+
     def trace(self, x: Array, labels: Array) -> Trace:
         """Return what a forward and a backward pass compute."""
-        for layer in self.layers:
-            if isinstance(layer, WatchedLayer) and hasattr(layer, "params"):
+        for layer in self.watched:
+            if hasattr(layer, "params"):
                 layer.lend()
         self.watch.begin(images=x, labels=labels)
         return super().trace(x, labels)
@@ -134,18 +162,46 @@ class UserEngine(ModulesEngine):
 
 def _construct(kind: type, layer: Any, name: str, first: bool, watch: Watch) -> Any:
     """Return a user's layer in place of ours, with as many arguments as its constructor takes."""
-    accepted = inspect.signature(kind).parameters
-    arguments: Sequence[Any] = ()
-    keywords: dict[str, Any] = {}
-    if isinstance(layer, ours.LinearModule):
-        arguments = (layer.in_features, layer.out_features)
-        if "input_layer" in accepted:
-            keywords["input_layer"] = first
-    elif accepted:
-        value = getattr(layer, "alpha", getattr(layer, "neg_slope", None))
-        arguments = () if value is None else (value,)
-    what = f"construction of {name}"
+    what, accepted = f"construction of {name}", inspect.signature(kind).parameters
+    arguments, keywords = _arguments(layer)
+    if isinstance(layer, ours.LinearModule) and "input_layer" in accepted:
+        keywords["input_layer"] = first
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    usual = inspect.signature(type(layer)).parameters
+    for key, value in list(keywords.items()):
+        if key in accepted or open_ended:
+            continue
+        if key in usual and value != usual[key].default:
+            raise UserCodeError(
+                f"{what}: the network needs {key}={value!r}, which it does not take"
+            )
+        del keywords[key]
+    if not accepted:
+        arguments = ()
     return watch.call(what, lambda: kind(*arguments, **keywords))
+
+
+def _arguments(layer: Any) -> tuple[Sequence[Any], dict[str, Any]]:
+    """Return the arguments that make a layer like ours: in order, and by PyTorch's names."""
+    if isinstance(layer, ours.LinearModule):
+        return (layer.in_features, layer.out_features), {"bias": "bias" in layer.params}
+    if isinstance(layer, ours.BatchNormModule):
+        return (layer.num_features,), {"eps": layer.eps, "momentum": layer.momentum}
+    if isinstance(layer, ours.GELUModule):
+        return (), {"approximate": layer.approximate}
+    if not isinstance(layer, ours.Conv2dModule | ours.MaxPool2dModule):
+        value = getattr(layer, "alpha", getattr(layer, "neg_slope", None))
+        return () if value is None else (value,), {}
+    sizes: dict[str, Any] = {
+        key: size[0] if size[0] == size[1] else size
+        for key, size in dataclasses.asdict(layer.window).items()
+    }
+    kernel_size = sizes.pop("kernel_size")
+    if isinstance(layer, ours.MaxPool2dModule):
+        del sizes["dilation"]
+        return (kernel_size,), sizes
+    sizes |= {"groups": layer.groups, "bias": "bias" in layer.params}
+    return (layer.in_channels, layer.out_channels, kernel_size), sizes
 
 
 def _is_transposed(kind: type, watch: Watch) -> bool:

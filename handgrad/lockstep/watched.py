@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,13 @@ import numpy as np
 
 from handgrad.lockstep.engines import Array
 from handgrad.user_code.blame import UserCodeError, blame
+from numpy_mlp.modules import (
+    Conv2dModule,
+    FlattenModule,
+    GlobalAvgPoolModule,
+    LinearModule,
+    MaxPool2dModule,
+)
 from numpy_mlp.modules.module import Module, is_parametric
 
 
@@ -75,6 +84,7 @@ class WatchedLayer:
         self.transposed, self.first = transposed, first
         if is_parametric(ours):
             self.params = ours.params
+        self.frozen, self._output_shape = ours.frozen, functools.partial(_output_shape, ours)
         self._shape: tuple[int, ...] = ()
 
     def lend(self) -> None:
@@ -88,7 +98,7 @@ class WatchedLayer:
                     f"{what} is {_kind(own)} after its construction; expected an array "
                     f"{value.shape}"
                 )
-            if _squeezed(own.shape, key) != _squeezed(value.shape, key):
+            if not _fits(own.shape, value.shape):
                 raise UserCodeError(f"{what} has shape {own.shape}, expected {value.shape}")
             value = value.reshape(own.shape)
             if own.dtype == value.dtype and own.flags.writeable:
@@ -104,16 +114,17 @@ class WatchedLayer:
             theirs[key] = value.copy()
 
     def forward(self, x: Array) -> Array:
-        """Return the layer's output, (N, D)."""
-        n_out = len(self.params["weight"]) if hasattr(self, "params") else x.shape[1]
+        """Return the layer's output."""
+        x = np.ascontiguousarray(x)  # of our layers, images are channels-last in memory
         self._shape, what = x.shape, f"forward of {self.name}"
         self.watch.add(f"the input of {self.name}", x)
         output = self.watch.call(what, self.layer.forward, x)
-        return self.watch.returned(what, output, (len(x), n_out))
+        return self.watch.returned(what, output, self._output_shape(x.shape))
 
     def backward(self, dout: Array) -> Array | None:
         """Return ∂L/∂x, of the shape of x; the first layer's may be None."""
-        what = f"backward of {self.name}"
+        what, dout = f"backward of {self.name}", np.ascontiguousarray(dout)
+        self.watch.add(f"the gradient of the output of {self.name}", dout)
         dx = self.watch.call(what, self.layer.backward, dout)
         if dx is not None or not self.first:
             dx = self.watch.returned(what, dx, self._shape)
@@ -129,8 +140,11 @@ class WatchedLayer:
     @property
     def grads(self) -> dict[str, Array]:
         """The layer's gradients, in our shapes."""
+        if not hasattr(self, "params"):
+            return {}
         theirs, grads = self._dictionary("grads"), {}
-        for key, param in self.params.items():
+        for key in self.params.keys() - self.frozen:
+            param = self.params[key]
             value, expected = theirs.get(key), self._turned(key, param).shape
             if value is None:
                 raise UserCodeError(
@@ -139,7 +153,7 @@ class WatchedLayer:
                 )
             what = f"backward of {self.name} puts into grads[{key!r}]"
             value = _floats(what, value)
-            if _squeezed(value.shape, key) != _squeezed(expected, key):
+            if not _fits(value.shape, expected):
                 raise UserCodeError(f"{what} an array of shape {value.shape}, expected {expected}")
             grads[key] = self._turned(key, value).reshape(param.shape)
         return grads
@@ -191,9 +205,26 @@ def encode(labels: Array, n_classes: int, dtype: Any) -> Array:
     return rows
 
 
-def _squeezed(shape: tuple[int, ...], key: str) -> tuple[int, ...]:
-    """Return a shape to be compared: a bias may be (out,), (1, out) or (out, 1)."""
-    return shape if key == "weight" else tuple(size for size in shape if size != 1)
+def _fits(shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Say whether a user's array is what we expect: a vector (D,) may be (1, D) or (1, D, 1, 1)."""
+    if len(expected) == 1:
+        return [n for n in shape if n != 1] == [n for n in expected if n != 1]
+    return shape == expected
+
+
+def _output_shape(ours: Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that our layer makes of one."""
+    n, *rest = shape
+    if isinstance(ours, LinearModule):
+        return n, ours.out_features
+    if isinstance(ours, FlattenModule):
+        return n, math.prod(rest)
+    if isinstance(ours, GlobalAvgPoolModule):
+        return n, rest[0], 1, 1
+    if isinstance(ours, Conv2dModule | MaxPool2dModule):
+        channels = ours.out_channels if isinstance(ours, Conv2dModule) else rest[0]
+        return n, channels, *ours.window.output_size(*rest[1:])
+    return shape
 
 
 def _floats(what: str, value: Any) -> Array:

@@ -14,11 +14,13 @@ from numpy_mlp.autograd.data import load_mnist, load_synth
 from numpy_mlp.autograd.functions import (
     celoss,
     elu,
+    gelu,
     leaky_relu,
     logceloss,
     logsoftmax,
     relu,
     sigmoid,
+    silu,
     softmax,
     tanh,
 )
@@ -27,6 +29,6 @@ from numpy_mlp.autograd.ops import *  # noqa: F403
 
 __all__ = [
     *ops.__all__, "MLP", "ClearedGraphError", "Linear", "Module", "Op", "OpNode", "TensorNode",
-    "celoss", "elu", "graph", "leaky_relu", "load_mnist", "load_synth", "logceloss", "logsoftmax",
-    "no_grad", "relu", "sigmoid", "softmax", "tanh",
+    "celoss", "elu", "gelu", "graph", "leaky_relu", "load_mnist", "load_synth", "logceloss",
+    "logsoftmax", "no_grad", "relu", "sigmoid", "silu", "softmax", "tanh",
 ]  # fmt: skip

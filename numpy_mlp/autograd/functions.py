@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from numpy_mlp.autograd.core import TensorNode
 from numpy_mlp.autograd.ops import (
     ELU,
+    GELU,
     Exp,
     LeakyReLU,
     Log,
@@ -53,6 +54,17 @@ def elu(x: TensorNode) -> TensorNode:
     """Return x where it is positive, ``e^x - 1`` elsewhere."""
     result: TensorNode = ELU.do_forward(x)
     return result
+
+
+def gelu(x: TensorNode, approximate: str = "none") -> TensorNode:
+    """Return x times the normal distribution function of x, exactly or by ``"tanh"``."""
+    result: TensorNode = GELU.do_forward(x, approximate=approximate)
+    return result
+
+
+def silu(x: TensorNode) -> TensorNode:
+    """Return ``x / (1 + e^-x)``, element by element."""
+    return x * sigmoid(x)
 
 
 ACTIVATIONS: dict[str, Callable[[TensorNode], TensorNode]] = {

@@ -101,7 +101,7 @@ class Im2col:
 
     def weight(self, dmatrix: Array, dweight: Array) -> None:
         """Write ∂L/∂matrix in the order of the weight."""
-        self.matrix(dweight)[...] = dmatrix
+        dweight[...] = dmatrix.transpose(1, 0, 2).reshape(dweight.shape)
 
     def _patches(self, shape: tuple[int, ...], scratch: Scratch) -> tuple[Array, Array]:
         """Return memory for patches, as matrices (G, n·OH·OW, K) and as (kH, kW, n, OH, OW, C)."""
@@ -119,7 +119,7 @@ class Im2col:
 
     def _by_group(self, images: Array) -> Array:
         """Return (n, h, w, C) as (n, h, w, G, C/G), a view."""
-        return images.reshape(*images.shape[:3], self.groups, -1)
+        return images.reshape(*images.shape[:3], self.groups, images.shape[3] // self.groups)
 
     def _rows(self, y: Array) -> Array:
         """Return (n, OH, OW, O) as (G, n·OH·OW, O/G), a view."""
@@ -185,6 +185,7 @@ class Conv2dModule(Module, takes_workspace=True):
         gain: of the activation before this layer.
         weight_std: draw the weights from N(0, ``weight_std``²) instead of Kaiming's scheme, whose
             variance is gain² / fan_in, of fan_in = C/groups · kH · kW.
+        weight: the weights themselves, which are not copied, instead of random ones.
         algorithm: ``"im2col"``; ``"winograd"``, which needs fewer multiplications where the kernel
             is 3×3 with stride 1, no dilation and one group; ``"auto"`` takes the faster one.
 
@@ -215,6 +216,7 @@ class Conv2dModule(Module, takes_workspace=True):
         rng: Source = None,
         gain: float = math.sqrt(2.0),
         weight_std: float | None = None,
+        weight: Array | None = None,
         algorithm: str = "auto",
     ) -> None:
         super().__init__()
@@ -237,10 +239,12 @@ class Conv2dModule(Module, takes_workspace=True):
         if algorithm == "winograd" and not (Winograd.fits(self.window) and groups == 1):
             raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
         self.algorithm = algorithm
-        shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
-        weight = initial_weight(shape, gain, weight_std, rng, dtype)
-        # In the order of the matrix, (kH, kW, C/groups, O), and seen as (O, C/groups, kH, kW).
-        self.params = {"weight": _seen_as_filters(np.ascontiguousarray(_as_rows(weight)))}
+        if weight is None:
+            shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
+            weight = initial_weight(shape, gain, weight_std, rng, dtype)
+            # In the order of the matrix, (kH, kW, C/groups, O), and seen as (O, C/groups, kH, kW).
+            weight = _seen_as_filters(np.ascontiguousarray(_as_rows(weight)))
+        self.params = {"weight": weight}
         if bias:
             self.params["bias"] = np.zeros(self.out_channels, dtype=dtype)
         self.grads = {name: np.zeros_like(param) for name, param in self.params.items()}

@@ -95,7 +95,7 @@ class Winograd:
     def weight(self, dmatrix: Array, dweight: Array) -> None:
         """Write dg = Gᵀ dU, (36, C, O) -> (3, 3, C, O)."""
         transform = _transforms(dmatrix.dtype)[1].T
-        np.matmul(transform, dmatrix.reshape(36, -1), out=dweight.reshape(9, -1))
+        dweight[...] = (transform @ dmatrix.reshape(36, -1)).reshape(dweight.shape)
 
     def _padded(self, shape: tuple[int, ...], scratch: Callable[..., Array]) -> Array:
         n, height, width, channels = shape

@@ -6,11 +6,12 @@ the shapes that went in. docs/derivations.md derives them a line at a time.
 """
 
 from numpy_mlp.autograd.core import OPS
-from numpy_mlp.autograd.ops import elementwise, matrices, shapes
+from numpy_mlp.autograd.ops import elementwise, images, matrices, shapes
 from numpy_mlp.autograd.ops.elementwise import *  # noqa: F403
+from numpy_mlp.autograd.ops.images import *  # noqa: F403
 from numpy_mlp.autograd.ops.matrices import *  # noqa: F403
 from numpy_mlp.autograd.ops.shapes import *  # noqa: F403
 
-__all__ = [*elementwise.__all__, *matrices.__all__, *shapes.__all__]
+__all__ = [*elementwise.__all__, *images.__all__, *matrices.__all__, *shapes.__all__]
 
 OPS.update({name: globals()[name] for name in __all__})

@@ -7,9 +7,11 @@ import numpy as np
 from numpy_mlp.autograd.context import Context, needs
 from numpy_mlp.autograd.core import Op
 from numpy_mlp.autograd.gradients import Array
+from numpy_mlp.autograd.ops.layers import apply_layer, recalled_layer
+from numpy_mlp.modules import GELUModule
 
 __all__ = [
-    "ELU", "Add", "Divide", "Exp", "Id", "LeakyReLU", "Log", "Multiply", "Power", "ReLU",
+    "ELU", "GELU", "Add", "Divide", "Exp", "Id", "LeakyReLU", "Log", "Multiply", "Power", "ReLU",
     "Sigmoid", "Sub", "Tanh",
 ]  # fmt: skip
 
@@ -188,3 +190,18 @@ class ELU(Op, pure=True):
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
         return np.asarray(go * np.minimum(context["y"] + 1, 1))
+
+
+class GELU(Op, pure=True):
+    """``x Φ(x)``, as :class:`numpy_mlp.modules.GELUModule` computes it and its derivative.
+
+    ∂L/∂x = go · (Φ(x) + x φ(x)); ``approximate`` is that class's argument.
+    """
+
+    @staticmethod
+    def forward(context: Context, x: Array, *, approximate: str = "none") -> Array:
+        return apply_layer(context, GELUModule(approximate), x)
+
+    @staticmethod
+    def backward(context: Context, go: Array) -> Array:
+        return recalled_layer(context).backward(go)

@@ -162,35 +162,39 @@ class SoftmaxCrossEntropy(Op, pure=True):
         L = 1/N Σ_n (log Σ_k e^x[n,k] - x[n, t_n])
         ∂L/∂x[n,c] = go · (softmax(x)[n,c] - [c = t_n]) / N,
 
-    since ∂/∂x[n,c] log Σ_k e^x[n,k] = softmax(x)[n,c]. With ``label_smoothing`` ε the target is no
-    more e_t but (1 - ε) e_t + ε/C, of every class alike. One op for what :func:`logsoftmax` and
-    :func:`logceloss` do in several, with fewer roundings.
+    since ∂/∂x[n,c] log Σ_k e^x[n,k] = softmax(x)[n,c]. One op for what :func:`logsoftmax` and
+    :func:`logceloss` do in several, with fewer roundings. With ``label_smoothing`` ε, the target is
+    q = (1 - ε) [c = t_n] + ε/C instead, and stands in the place of [c = t_n] in both.
 
     Raises:
-        ValueError: there is not one target for each row, or one is no class.
+        ValueError: there is not one target for each row, one is no class, or ``label_smoothing``
+            is not in [0, 1).
     """
 
     @staticmethod
     def forward(
         context: Context, x: Array, *, targets: Array, label_smoothing: float = 0.0
     ) -> Array:
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
         targets = _one_for_each_row(x, targets)
         rows = np.arange(len(x))
         shifted = x - x.max(axis=1, keepdims=True)  # at most 0: exp cannot overflow
         exp = np.exp(shifted)
         total = exp.sum(axis=1)
         context["exp"], context["total"], context["targets"] = exp, total, targets
-        context["label_smoothing"] = label_smoothing
-        of_target = shifted[rows, targets]
-        if label_smoothing:
-            of_target = (1 - label_smoothing) * of_target + label_smoothing * shifted.mean(axis=1)
+        context["ε"], of_target = label_smoothing, shifted[rows, targets]
+        if label_smoothing:  # Σ_k q[n,k] x[n,k]
+            smooth = label_smoothing * shifted.mean(axis=1)
+            of_target = (1 - label_smoothing) * of_target + smooth
         return np.asarray((np.log(total) - of_target).mean())
 
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
         dx: Array = context["exp"] / context["total"][:, None]  # softmax(x)
-        dx[np.arange(len(dx)), context["targets"]] -= 1 - context["label_smoothing"]
-        dx -= context["label_smoothing"] / dx.shape[1]
+        dx[np.arange(len(dx)), context["targets"]] -= 1 - context["ε"]
+        if context["ε"]:
+            dx -= context["ε"] / dx.shape[1]
         dx /= len(dx)
         dx *= go
         return dx

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from numpy_mlp.autograd.context import Context
 from numpy_mlp.autograd.core import Op
 from numpy_mlp.autograd.gradients import Array
 
-__all__ = ["Concatenate", "Expand", "Reshape", "Slice", "Squeeze", "Sum", "Transpose", "Unsqueeze"]
+__all__ = [
+    "Concatenate", "Expand", "Pad", "Reshape", "Slice", "Squeeze", "Sum", "Transpose", "Unsqueeze",
+]  # fmt: skip
 
 _TAKE_ONCE = (slice, int, np.integer, type(Ellipsis))
 
@@ -106,6 +109,33 @@ class Transpose(Op, pure=True):
     @staticmethod
     def backward(context: Context, go: Array) -> Array:
         return go.transpose(context["back"])
+
+
+class Pad(Op, pure=True):
+    """Constant values around the array, as ``numpy.pad`` writes them; ∂L/∂x is go without them.
+
+    ``widths`` are pairs (before, after), for the last dimensions where there are fewer than those:
+    ``((1, 1), (1, 1))`` puts a frame around images (N, C, H, W).
+
+    Raises:
+        ValueError: there are more pairs than dimensions, or one is negative.
+    """
+
+    @staticmethod
+    def forward(
+        context: Context, x: Array, *, widths: Sequence[tuple[int, int]], value: float = 0.0
+    ) -> Array:
+        if len(widths) > x.ndim:
+            raise ValueError(f"{len(widths)} pairs for the {x.ndim} dimensions of shape {x.shape}")
+        pairs = [(0, 0)] * (x.ndim - len(widths)) + [(int(a), int(b)) for a, b in widths]
+        context["inside"] = tuple(
+            slice(before, before + size) for (before, _), size in zip(pairs, x.shape, strict=True)
+        )
+        return np.pad(x, pairs, constant_values=value)
+
+    @staticmethod
+    def backward(context: Context, go: Array) -> Array:
+        return np.asarray(go[context["inside"]])
 
 
 class Slice(Op, pure=True):

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
 from numpy_mlp import MLP
+from numpy_mlp.autograd.core import TensorNode
 from numpy_mlp.autograd.learner import GraphLearner
+from numpy_mlp.convnet import CONVNETS, ConvNet, fast
 from numpy_mlp.learner import NumpyLearner
+from numpy_mlp.modules import (
+    AvgPool2dModule,
+    BatchNorm2dModule,
+    Conv2dModule,
+    GELUModule,
+    LinearModule,
+    Module,
+    ResidualModule,
+    SequentialModule,
+    SiLUModule,
+)
 from numpy_mlp.optim import SGD
 
 OPTIONS: list[dict[str, Any]] = [
@@ -50,6 +64,57 @@ def test_both_engines_train_alike(dtype: str, tolerance: float, options: dict[st
     np.testing.assert_allclose(probabilities, expected_probabilities, atol=100 * tolerance)
     for name, array in modules.weights().items():
         np.testing.assert_allclose(graph.weights()[name], array, rtol=1e-3, atol=100 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["vu-convnet", "small-vgg", "fast"])
+def test_both_engines_train_networks_of_images_alike(name: str, dtype: str) -> None:
+    learners = []
+    for kind in (NumpyLearner, GraphLearner):
+        make = functools.partial(fast, widths=(8, 16, 16)) if name == "fast" else CONVNETS[name]
+        model = make((3, 26, 26), 5, dtype=dtype, rng=np.random.default_rng(1))
+        optimizer = SGD(list(model.trained_parameters().values()), 0.1, momentum=0.9)
+        learners.append(kind(model, optimizer, label_smoothing=0.1))
+    modules, graph = learners
+    before = {n: array.copy() for n, array in graph.weights().items()}
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((6, 3, 26, 26)).astype(dtype), rng.integers(0, 5, 6)
+    tolerance = 1e-10 if dtype == "float64" else 1e-3
+    for _ in range(4):
+        loss = graph.train_step(x, y, 0.02)[0]
+        assert loss == pytest.approx(modules.train_step(x, y, 0.02)[0], rel=tolerance)
+    for n, array in modules.weights().items():
+        assert graph.weights()[n].dtype == array.dtype
+        np.testing.assert_allclose(graph.weights()[n], array, rtol=tolerance, atol=tolerance)
+        frozen = n in graph.model.params and n not in graph.model.trained_parameters()
+        assert frozen == np.array_equal(array, before[n]), n
+    expected = modules.eval_step(x, y)[0]
+    assert graph.eval_step(x, y)[0] == pytest.approx(expected, rel=tolerance)
+
+
+class _Shift(Module):
+    """A layer that nobody has written in ops."""
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        return x + 1
+
+
+def test_every_layer_of_images_on_the_graph(rng: np.random.Generator) -> None:
+    """What no network of ours has is written in ops, too: average pooling, SiLU, residuals."""
+    conv = Conv2dModule(3, 3, 3, padding=1, groups=3, rng=rng)
+    inner = SequentialModule(BatchNorm2dModule(3), SiLUModule(), conv)
+    head = LinearModule(12, 4, bias=False, rng=rng)
+    features = [ResidualModule(inner), AvgPool2dModule(3, 2, 1), GELUModule()]
+    model = ConvNet(features, head)
+    x, y = rng.standard_normal((5, 3, 4, 4)), np.arange(5) % 4
+    graph = GraphLearner(model, SGD(list(model.params.values()), 0.0), detect_anomaly=True)
+    modules = NumpyLearner(model, SGD(list(model.params.values()), 0.0))
+    loss = graph.train_step(x, y, 0.0)[0]
+    assert loss == pytest.approx(modules.train_step(x, y, 0.0)[0], rel=1e-12)
+    for name, grad in model.grads.items():
+        np.testing.assert_allclose(graph.nodes[name].grad, grad, rtol=1e-9, atol=1e-12)
+    with pytest.raises(TypeError, match=r"does not know _Shift\(\)"):
+        graph.apply(_Shift(), "shift", TensorNode(x))
 
 
 def test_state_moves_between_the_engines() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 import numpy_mlp.autograd as vg
 from numpy_mlp.autograd import ops
@@ -49,14 +51,14 @@ CASES: dict[str, Case] = {
     "Sigmoid": ([(5, 4)], {}, torch.sigmoid),
     "Tanh": ([(5, 4)], {}, torch.tanh),
     "ReLU": ([(5, 4)], {}, torch.relu),
-    "LeakyReLU": ([(5, 4)], {"slope": 0.2}, lambda x: torch.nn.functional.leaky_relu(x, 0.2)),
-    "ELU": ([(5, 4)], {}, torch.nn.functional.elu),
+    "LeakyReLU": ([(5, 4)], {"slope": 0.2}, lambda x: functional.leaky_relu(x, 0.2)),
+    "ELU": ([(5, 4)], {}, functional.elu),
     "Expand": ([(5, 1, 4)], {"dim": 1, "repeats": 3}, lambda x: x.expand(5, 3, 4)),
     "Select": ([(5, 4)], {"indices": INDICES}, lambda x: x[torch.arange(5), INDICES]),
     "SoftmaxCrossEntropy": (
         [(5, 4)],
         {"targets": INDICES},
-        lambda x: torch.nn.functional.cross_entropy(x, torch.from_numpy(INDICES)),
+        lambda x: functional.cross_entropy(x, torch.from_numpy(INDICES)),
     ),
     "SoftmaxCrossEntropy_smoothed": (
         [(5, 4)],
@@ -72,6 +74,49 @@ CASES: dict[str, Case] = {
     "Transpose_axes": ([(2, 5, 4)], {"axes": (1, -1, 0)}, lambda x: x.permute(1, 2, 0)),
     "Slice": ([(5, 4)], {"index": (slice(1, None, 2), 2)}, lambda x: x[1::2, 2]),
     "Slice_patches": ([(5, 4)], {"index": PATCHES}, lambda x: x[PATCHES[0]]),
+    "Pad": ([(2, 3, 4)], {"widths": ((1, 0), (2, 1))}, lambda x: functional.pad(x, (2, 1, 1, 0))),
+    "Pad_value": (
+        [(5, 4)],
+        {"widths": ((0, 2),), "value": 0.5},
+        lambda x: functional.pad(x, (0, 2), value=0.5),
+    ),
+    "Conv2d": (
+        [(3, 2, 5, 6), (4, 2, 3, 3)],
+        {"padding": 1},
+        lambda x, w: functional.conv2d(x, w, padding=1),
+    ),
+    "Conv2d_winograd": (
+        [(2, 2, 5, 6), (3, 2, 3, 3)],
+        {"padding": 1, "algorithm": "winograd"},
+        lambda x, w: functional.conv2d(x, w, padding=1),
+    ),
+    "Conv2d_bias": (
+        [(2, 4, 7, 6), (6, 2, 2, 3), (6,)],
+        {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2},
+        lambda x, w, b: functional.conv2d(x, w, b, (2, 1), (1, 0), (1, 2), 2),
+    ),
+    "MaxPool2d": ([(2, 3, 4, 6)], {"kernel_size": 2}, lambda x: functional.max_pool2d(x, 2)),
+    "MaxPool2d_overlap": (
+        [(2, 3, 7, 5)],
+        {"kernel_size": 3, "stride": (2, 1), "padding": 1},
+        lambda x: functional.max_pool2d(x, 3, (2, 1), 1),
+    ),
+    "AvgPool2d": (
+        [(2, 3, 7, 5)],
+        {"kernel_size": (3, 2), "stride": 2, "padding": (1, 0)},
+        lambda x: functional.avg_pool2d(x, (3, 2), 2, (1, 0)),
+    ),
+    "GELU": ([(5, 4)], {}, functional.gelu),
+    "GELU_tanh": (
+        [(5, 4)],
+        {"approximate": "tanh"},
+        lambda x: functional.gelu(x, approximate="tanh"),
+    ),
+    "SoftmaxCrossEntropy_smooth": (
+        [(5, 4)],
+        {"targets": INDICES, "label_smoothing": 0.2},
+        lambda x: functional.cross_entropy(x, torch.from_numpy(INDICES), label_smoothing=0.2),
+    ),
     "Concatenate": ([(2, 4), (3, 4)], {"dim": 0}, lambda a, b: torch.cat([a, b])),
 }
 ONLY_POSITIVE = {"Log", "Power", "Normalize", "Divide"}
@@ -170,6 +215,15 @@ def test_gradients_that_nobody_wants_are_not_computed(rng: np.random.Generator) 
             assert wanted == list(needs)
 
 
+def test_a_convolution_leaves_out_what_nobody_wants(rng: np.random.Generator) -> None:
+    x, weight, bias = (rng.standard_normal(shape) for shape in ((2, 3, 4, 5), (2, 3, 1, 2), (2,)))
+    for needs in itertools.product((True, False), repeat=3):
+        context = Context(needs)
+        out = ops.Conv2d.forward(context, x, weight, bias)
+        grads = ops.Conv2d.backward(context, out)
+        assert tuple(g is not None for g in grads) == needs
+
+
 @settings(deadline=None, max_examples=150)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=2, max_dims=4, max_side=3), st.data())
 def test_broadcasting_in_every_pair_of_shapes(
@@ -199,6 +253,24 @@ def test_broadcasting_in_every_pair_of_shapes(
         (ops.Expand, [(2, 3)], {"dim": 1, "repeats": 2}, "length 3"),
         (ops.Select, [(2, 3)], {"indices": np.array([0])}, r"\(1,\)"),
         (ops.SoftmaxCrossEntropy, [(2, 3)], {"targets": np.array([0])}, r"\(1,\)"),
+        (ops.SoftmaxCrossEntropy, [(1, 3)], {"targets": [0], "label_smoothing": 1.0}, "got 1.0"),
+        (ops.Conv2d, [(1, 3, 5, 5), (2, 4, 3, 3)], {}, r"\(1, 3, 5, 5\) .* \(2, 4, 3, 3\)"),
+        (
+            ops.Conv2d,
+            [(1, 4, 5, 5), (3, 2, 3, 3)],
+            {"groups": 2},
+            "groups must divide out_channels=3",
+        ),
+        (
+            ops.Conv2d,
+            [(1, 2, 5, 5), (3, 2, 3, 3), (1, 3)],
+            {},
+            r"a bias \(3,\), got shape \(1, 3\)",
+        ),
+        (ops.Conv2d, [(1, 2, 5, 5), (3, 2, 3, 3)], {"stride": 0}, "stride"),
+        (ops.MaxPool2d, [(5, 5)], {"kernel_size": 2}, r"got shape \(5, 5\)"),
+        (ops.AvgPool2d, [(1, 1, 2, 2)], {"kernel_size": 3}, "does not fit"),
+        (ops.Pad, [(2,)], {"widths": ((1, 1), (1, 1))}, r"2 pairs for the 1 dimensions"),
     ],
 )
 def test_shapes_that_do_not_fit(
@@ -281,7 +353,7 @@ def test_a_convolution_from_slices(rng: np.random.Generator) -> None:
     patches = patches.transpose(0, 2, 3, 1, 4, 5).reshape(2 * 4 * 3, 27)
     out = (patches @ weight.reshape(4, 27).transpose()).reshape(2, 4, 3, 4).transpose(0, 3, 1, 2)
     twins = [torch.tensor(array, requires_grad=True) for array in (x, w)]
-    expected = torch.nn.functional.conv2d(*twins)
+    expected = functional.conv2d(*twins)
     np.testing.assert_allclose(out.value, expected.detach(), rtol=1e-12, atol=1e-12)
     dout = rng.standard_normal(out.size())
     (out * dout).sum().backward()
