@@ -33,6 +33,8 @@ class ConvNetSettings(TorchSettings):
     def check(self) -> None:
         """Check what must hold between settings."""
         super().check()
+        if self.optimizer == "muon" and self.model != "fast":
+            raise UserError(f"--optimizer muon is for --model fast, not {self.model}")
         if self.norm != "builtin" and self.model == "vu-mlp":
             raise UserError(f"--norm {self.norm}: vu-mlp has no normalisation")
 

@@ -82,7 +82,8 @@ def test_the_rates_are_those_that_were_found() -> None:
     ("options", "said"),
     [
         ("--model fast", "--model fast is for images of at least 26×26 pixels; those of digits"),
-        ("--optimizer muon --nesterov", "--nesterov is for --optimizer sgd"),
+        ("--model fast --optimizer muon --nesterov", "--nesterov is for --optimizer sgd"),
+        ("--optimizer muon", "--optimizer muon is for --model fast, not vgg"),
     ],
 )
 def test_what_cannot_be_is_said(
