@@ -248,7 +248,12 @@ def test_broadcasting_in_every_pair_of_shapes(
         (ops.SoftmaxCrossEntropy, [(2, 3)], {"targets": np.array([0])}, r"\(1,\)"),
         (ops.SoftmaxCrossEntropy, [(1, 3)], {"targets": [0], "label_smoothing": 1.0}, "got 1.0"),
         (ops.Conv2d, [(1, 3, 5, 5), (2, 4, 3, 3)], {}, r"\(1, 3, 5, 5\) .* \(2, 4, 3, 3\)"),
-        (ops.Conv2d, [(1, 4, 5, 5), (3, 2, 3, 3)], {"groups": 2}, "groups must divide out_channels=3"),
+        (
+            ops.Conv2d,
+            [(1, 4, 5, 5), (3, 2, 3, 3)],
+            {"groups": 2},
+            "groups must divide out_channels=3",
+        ),
         (
             ops.Conv2d,
             [(1, 2, 5, 5), (3, 2, 3, 3), (1, 3)],
