@@ -17,9 +17,13 @@ _COMMANDS = {
             "handgrad.backends.command:train_mlp_numpy",
             "a multi-layer perceptron in NumPy, backward passes by hand",
         ),
+        "train-convnet-numpy": (
+            "handgrad.backends.command:train_convnet_numpy",
+            "convolutional networks in NumPy, backward passes by hand",
+        ),
         "train-mlp-pytorch": (
             "handgrad.backends.command:train_mlp_pytorch",
-            "the same network in PyTorch",
+            "the same perceptron in PyTorch",
         ),
         "train-convnet": (
             "handgrad.backends.command:train_convnet",

@@ -160,6 +160,24 @@ class Optimizer:
             array[...] = state[name]
 
 
+def clip_grad_norm(grads: Sequence[Array], max_norm: float) -> float:
+    """Shorten gradients, in place, to the norm ``max_norm`` where they are longer.
+
+    All of them together are one vector g, whose direction stays: ``g *= min(1, max_norm / ‖g‖)``,
+    1e-6 added to ‖g‖ there, as ``torch.nn.utils.clip_grad_norm_`` does.
+
+    Returns:
+        ‖g‖ before.
+
+    Source: Pascanu et al., *On the Difficulty of Training Recurrent Neural Networks*, 2013.
+    """
+    norm = math.sqrt(sum(float(np.linalg.norm(g)) ** 2 for g in grads))
+    factor = max_norm / (norm + 1e-6)
+    for grad in grads if factor < 1 else ():
+        grad *= factor
+    return norm
+
+
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum, as ``torch.optim.SGD`` defines it.
 

@@ -9,6 +9,7 @@ threads here are instead of its own.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,15 @@ PIECE = 1 << 15
 
 _threads = 1
 _pool: ThreadPoolExecutor | None = None
+
+
+class _Here(threading.local):
+    """Of each thread: whether it is at work."""
+
+    working = False
+
+
+_here = _Here()
 
 
 def set_num_threads(n: int) -> None:
@@ -54,19 +64,25 @@ def for_chunks(n: int, size: int, work: Callable[[slice, int], None]) -> int:
     Args:
         n: length of the batch.
         size: most that a chunk may hold.
-        work: told where its chunk is, and the number of its lane.
+        work: told where its chunk is, and the number of its lane. It must not come back here:
+            threads that wait for each other would wait for ever.
 
     Returns:
         The number of lanes.
     """
+    assert not _here.working, "for_chunks was called by the work of for_chunks"
     lanes = max(1, min(_threads, n))
-    errors = np.geterr()  # what the caller lets overflow, its threads do
+    errors, call = np.geterr(), np.geterrcall()  # what the caller lets overflow, its threads do
 
     def run(lane: int) -> None:
         start, stop = lane * n // lanes, (lane + 1) * n // lanes
-        with np.errstate(**errors):
-            for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
-                work(slice(first, min(first + size, stop)), lane)
+        _here.working = True
+        try:
+            with np.errstate(call=call, **errors):  # type: ignore[arg-type]  # None is none
+                for first in range(start, max(stop, start + 1), size):  # once, of an empty batch
+                    work(slice(first, min(first + size, stop)), lane)
+        finally:
+            _here.working = False
 
     if lanes == 1:
         run(0)
@@ -94,8 +110,10 @@ def elementwise(work: Callable[..., None], *arrays: Array) -> None:
     flat = _flat(arrays)
     if flat is None:
         work(*arrays)
-        return
-    for_chunks(flat[0].size, PIECE, lambda piece, lane: work(*(a[piece] for a in flat)))
+    elif flat[0].size <= PIECE:
+        work(*flat)
+    else:
+        for_chunks(flat[0].size, PIECE, lambda piece, lane: work(*(a[piece] for a in flat)))
 
 
 def _flat(arrays: tuple[Array, ...]) -> list[Array] | None:

@@ -10,6 +10,7 @@ import ast
 import doctest
 import functools
 import inspect
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -27,19 +28,31 @@ from custom_modules.custom_layernorm import CustomLayerNormManualFunction
 from numpy_mlp import MLP
 from numpy_mlp.gradient_check import compare_gradients, eval_numerical_gradient_array
 from numpy_mlp.modules import (
+    AvgPool2dModule,
+    BatchNorm2dModule,
     BatchNormModule,
+    Conv2dModule,
     CrossEntropyModule,
     DropoutModule,
     ELUModule,
     FlattenModule,
+    GELUModule,
+    GroupNormModule,
+    LayerNormModule,
     LeakyReLUModule,
     LinearModule,
+    MaxPool2dModule,
     Module,
     ReLUModule,
+    ResidualModule,
     SigmoidModule,
+    SiLUModule,
     SoftMaxCrossEntropyModule,
     SoftMaxModule,
     TanhModule,
+    activations,
+    window,
+    winograd,
 )
 from numpy_mlp.optim import SGD, AdamW
 
@@ -127,6 +140,19 @@ def _torch(function: Any, *constants: Any) -> Callable[[Any, Arrays], Arrays]:
     return ours
 
 
+def _alike(*codes: Callable[[Any, Arrays], Arrays]) -> Callable[[Any, Arrays], Arrays]:
+    """The gradients of the first, which are those of the others, too."""
+
+    def ours(dout: Any, arrays: Arrays) -> Arrays:
+        first, *others = (code(dout, arrays) for code in codes)
+        for other in others:
+            for name, gradient in first.items():
+                np.testing.assert_allclose(other[name], gradient, rtol=1e-10, atol=1e-12)
+        return first
+
+    return ours
+
+
 def _loss(loss: Any, target: Array) -> Callable[[Any, Arrays], Arrays]:
     def ours(dout: Any, arrays: Arrays) -> Arrays:
         ((name, x),) = arrays.items()
@@ -200,6 +226,64 @@ def _batchnorm_eval_ours(dout: Any, arrays: Arrays) -> Arrays:
     return {"x": x.grad.numpy()}
 
 
+_WINDOW = {"stride": 2, "padding": 1, "dilation": 2}
+_POOL = {"kernel": 3, "stride": 2, "padding": 1}  # whose windows overlap
+
+
+def _windows(x: Array, window: window.Window, outside: float = 0) -> Iterator[tuple[Any, Array]]:
+    """Yield each place (r, s), and what is seen from there: (N, C, kH, kW)."""
+    (down, across), (high, wide) = window.stride, window.dilation
+    padded = np.pad(x, [(0, 0), (0, 0), *((p, p) for p in window.padding)], constant_values=outside)
+    kernel_rows, kernel_columns = (np.arange(k) for k in window.kernel_size)
+    for r, s in np.ndindex(window.output_size(*x.shape[2:])):
+        rows, columns = r * down + kernel_rows * high, s * across + kernel_columns * wide
+        yield (r, s), padded[:, :, rows[:, None], columns]
+
+
+def _at_places(places: Iterator[tuple[Any, Array]], value: Callable[[Array], Array]) -> Array:
+    values = {place: value(seen) for place, seen in places}
+    rows, columns = (max(way) + 1 for way in zip(*values, strict=True))
+    return np.stack([np.stack([values[r, s] for s in range(columns)], -1) for r in range(rows)], -2)
+
+
+def _convolve(x: Array, weight: Array, bias: Array, kernel: int, **options: int) -> Array:
+    places = _windows(x, window.Window((kernel,) * 2, *((options[k],) * 2 for k in _WINDOW)))
+    y = _at_places(places, lambda seen: np.einsum("ncij,ocij->no", seen, weight))
+    return y + bias[:, None, None]
+
+
+def _pool(x: Array, kernel: int, stride: int, padding: int, largest: bool) -> Array:
+    outside = -np.inf if largest else 0.0
+    places = _windows(x, window.Window((kernel,) * 2, (stride,) * 2, (padding,) * 2), outside)
+    return _at_places(places, lambda seen: (np.max if largest else np.mean)(seen, axis=(2, 3)))
+
+
+_TILE = Conv2dModule(1, 1, 3, bias=False, algorithm="winograd")
+
+
+def _tile_ours(dout: Any, arrays: Arrays) -> Arrays:
+    _TILE.params["weight"][...] = arrays["g"]
+    _TILE.forward(arrays["d"][None, None])
+    dx = _TILE.backward(dout[None, None])
+    return {"d": dx[0, 0], "g": _TILE.grads["weight"][0, 0]}
+
+
+def _correlate(d: Array, g: Array) -> Array:
+    return sum(g[i, j] * d[i : i + 4, j : j + 4] for i, j in np.ndindex(3, 3))
+
+
+def _groupnorm(x: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
+    rows = _statistics(x.reshape(len(x), groups, -1), 2, eps)[0].reshape(x.shape)
+    return weight[:, None, None] * rows + bias[:, None, None]
+
+
+def _groupnorm_known(x: Array, weight: Array, groups: int, eps: float, **_: Any) -> Arrays:
+    x_hat, inv_std = _statistics(x.reshape(len(x), groups, -1), 2, eps)
+    return {"x_hat": x_hat.reshape(x.shape), "inv_std": inv_std, "gamma": weight}
+
+
+_erf = np.vectorize(math.erf)
+
 MAPS = {
     "cross-entropy of one sample": Map(
         lambda p, t: -(t * np.log(p)).sum(),
@@ -269,6 +353,21 @@ MAPS = {
         _module(SigmoidModule()),
     ),
     "tanh": Map(lambda x: np.tanh(x), {"x": _away(5, 3)}, {"tanh_dx": "x"}, _op(vg.Tanh)),
+    "SiLU": Map(
+        lambda x: x / (1 + np.exp(-x)), {"x": _away(5, 3)}, {"silu_dx": "x"}, _module(SiLUModule())
+    ),
+    "GELU": Map(
+        lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
+        {"x": _away(5, 3)},
+        {"gelu_dx": "x"},
+        _module(GELUModule()),
+    ),
+    "GELU by tanh": Map(
+        lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+        {"x": _away(5, 3)},
+        {"gelu_tanh_dx": "x"},
+        _module(GELUModule("tanh")),
+    ),
     "softmax with cross-entropy": Map(
         lambda x, t: -(t * np.log(_softmax(x))).sum(axis=1).mean(),
         {"x": _away(5, 4)},
@@ -301,15 +400,63 @@ MAPS = {
         _normalise((0, 2, 3), (3, 1, 1)),
         {"x": _away(2, 3, 4, 5), "weight": _away(3), "bias": _away(3)},
         {"batchnorm2d_dx": "x"},
-        _torch(CustomBatchNormManualFunction, _EPS),
+        _alike(
+            _torch(CustomBatchNormManualFunction, _EPS),
+            _module(BatchNorm2dModule(3, eps=_EPS), weight="weight", bias="bias"),
+        ),
         {"eps": _EPS},
         known=_normalise_known((0, 2, 3), (3,)),
+    ),
+    "group normalisation": Map(
+        _groupnorm,
+        {"x": _away(3, 4, 2, 3), "weight": _away(4), "bias": _away(4)},
+        {"groupnorm_dx": "x"},
+        _module(GroupNormModule(2, 4, eps=_EPS), weight="weight", bias="bias"),
+        {"groups": 2, "eps": _EPS},
+        known=_groupnorm_known,
+    ),
+    "convolution": Map(
+        _convolve,
+        {"x": _away(2, 2, 6, 7), "weight": _away(3, 2, 3, 3), "bias": _away(3)},
+        {"conv_dx": "x", "conv_dweight": "weight", "conv_dbias": "bias"},
+        _module(Conv2dModule(2, 3, 3, **_WINDOW), weight="weight", bias="bias"),
+        {"kernel": 3, **_WINDOW},
+    ),
+    "a tile": Map(
+        _correlate,
+        {"d": _away(6, 6), "g": _away(3, 3)},
+        {"winograd_dd": "d", "winograd_dg": "g"},
+        _tile_ours,
+    ),
+    "max-pooling": Map(
+        functools.partial(_pool, largest=True),
+        {"x": _rng.permuted(np.arange(120.0)).reshape(2, 2, 5, 6)},
+        {"maxpool_dx": "x"},
+        _module(MaxPool2dModule(3, 2, 1)),
+        _POOL,
+    ),
+    "average pooling": Map(
+        functools.partial(_pool, largest=False),
+        {"x": _away(2, 2, 5, 6)},
+        {"avgpool_dx": "x"},
+        _module(AvgPool2dModule(3, 2, 1)),
+        _POOL,
+    ),
+    "residual": Map(
+        lambda x: x + np.tanh(x),
+        {"x": _away(5, 3)},
+        {"residual_dx": "x"},
+        _module(ResidualModule(TanhModule())),
+        known=lambda x: {"through": lambda dout: dout / np.cosh(x) ** 2},
     ),
     "layer normalisation": Map(
         _normalise(1, (4,)),
         {"x": _away(5, 4), "weight": _away(4), "bias": _away(4)},
         {"layernorm_dx": "x", "layernorm_dgamma": "weight", "layernorm_dbeta": "bias"},
-        _torch(CustomLayerNormManualFunction, _EPS),
+        _alike(
+            _torch(CustomLayerNormManualFunction, _EPS),
+            _module(LayerNormModule(4, eps=_EPS), weight="weight", bias="bias"),
+        ),
         {"eps": _EPS},
         known=_normalise_known(1, (5, 1)),
     ),
@@ -519,10 +666,85 @@ def check_adamw_step(function: Callable[..., Any]) -> None:
         np.testing.assert_allclose(param, ours, rtol=1e-12, atol=1e-14)
 
 
+def check_normal_tail(function: Callable[..., Any]) -> None:
+    z = np.linspace(0, 9, 1001)
+    exact = np.array([math.erfc(v / math.sqrt(2)) / 2 for v in z])
+    np.testing.assert_allclose(function(z, 24), exact, rtol=1e-12)
+    # Of a low degree: its error is ours, so that the polynomial is the same one.
+    s = (2 / (2 + z) - (1 + 2 / 11) / 2) * 2 / (1 - 2 / 11)
+    ours = np.polynomial.polynomial.polyval(s, activations._tail_polynomial(9))
+    np.testing.assert_allclose(function(z, 9), np.exp(-(z**2) / 2) * ours, rtol=1e-11)
+    assert np.abs(function(z, 9) / exact - 1).max() < 3e-6
+
+
+def check_seen(function: Callable[..., Any]) -> None:
+    for size, kernel, stride, dilation in ((9, 3, 2, 2), (8, 2, 3, 1), (5, 5, 1, 1), (6, 1, 2, 1)):
+        places = window.Window((kernel,) * 2, (stride,) * 2, (0, 0), (dilation,) * 2)
+        rows = range(places.output_size(size, size)[0])
+        want = [[r * stride + i * dilation for i in range(kernel)] for r in rows]
+        np.testing.assert_array_equal(function(size, kernel, stride, dilation), want)
+
+
+def _patches_by_hand(x: Array, outside: float) -> Array:
+    options = window.Window((3, 3), *((number,) * 2 for number in _WINDOW.values()))
+    found = dict(_windows(x, options, outside))
+    rows, columns = options.output_size(*x.shape[2:])
+    return np.stack([np.stack([found[r, s] for s in range(columns)], 2) for r in range(rows)], 2)
+
+
+def check_im2col(function: Callable[..., Any]) -> None:
+    x = _away(2, 3, 6, 7)
+    np.testing.assert_array_equal(function(x, 3, **_WINDOW), _patches_by_hand(x, 0))
+    np.testing.assert_array_equal(function(x, 3, **_WINDOW, outside=7), _patches_by_hand(x, 7))
+
+
+def check_col2im(function: Callable[..., Any]) -> None:
+    x = _away(2, 3, 6, 8)
+    patches = _away(*_patches_by_hand(x, 0).shape)
+    image = function(patches, x.shape, **_WINDOW)
+    assert image.shape == x.shape
+    product = (patches * _patches_by_hand(x, 0)).sum()
+    np.testing.assert_allclose((image * x).sum(), product, rtol=1e-12)
+    ours, options = np.empty((2, 8, 10, 3)), window.Window((3, 3), (2, 2), (1, 1), (2, 2))
+    window.col2im(options, patches.transpose(4, 5, 0, 2, 3, 1), ours)
+    np.testing.assert_allclose(image, ours[:, 1:-1, 1:-1].transpose(0, 3, 1, 2), rtol=1e-12)
+
+
+_POINTS, _SCALE_OF_POINTS = [0, 1, -1, 2, -2], np.array([6, -4, -4, 1, 1, 24]) / 24
+
+
+def check_at_points(function: Callable[..., Any]) -> None:
+    coefficients = _away(4)
+    values = [np.polyval(coefficients[::-1], p) for p in _POINTS]
+    np.testing.assert_allclose(
+        function(_POINTS, 4) @ coefficients, [*values, coefficients[-1]], rtol=1e-12
+    )
+
+
+def check_winograd_matrices(function: Callable[..., Any]) -> None:
+    ours = (winograd._BT, winograd._G, winograd._AT)
+    for matrix, mine in zip(function(_POINTS, _SCALE_OF_POINTS), ours, strict=True):
+        np.testing.assert_allclose(matrix, mine, rtol=1e-12, atol=1e-12)
+
+
+def check_winograd_tile(function: Callable[..., Any]) -> None:
+    d, g = _away(6, 6), _away(3, 3)
+    np.testing.assert_allclose(function(d, g), _correlate(d, g), rtol=1e-11, atol=1e-12)
+    _tile_ours(np.zeros((4, 4)), {"d": d, "g": g})
+    np.testing.assert_allclose(function(d, g), _TILE.forward(d[None, None])[0, 0], rtol=1e-11)
+
+
 OTHERS: dict[str, Callable[[Callable[..., Any]], None]] = {
     "sample_softmax_jacobian": check_softmax_jacobian,
     "mlp_gradients": check_mlp_gradients,
     "log_sum_exp": check_log_sum_exp,
+    "normal_tail": check_normal_tail,
+    "seen": check_seen,
+    "im2col": check_im2col,
+    "col2im": check_col2im,
+    "at_points": check_at_points,
+    "winograd_matrices": check_winograd_matrices,
+    "winograd_tile": check_winograd_tile,
     "kaiming_std": check_kaiming_std,
     "xavier_std": check_xavier_std,
     "sgd_step": check_sgd_step,
@@ -639,6 +861,16 @@ def test_the_common_mistakes_are_found() -> None:
             gamma * inv_std * (dout - dout.mean(axis=1, keepdims=True))
         ),
         "expand_dx": lambda dout: dout[:, :1],
+        "conv_dbias": lambda dout: dout.sum(axis=(0, 1, 2)),
+        "conv_dx": lambda dout, x, weight, stride, padding, dilation: FUNCTIONS["conv_dx"](
+            dout,
+            x,
+            weight[:, :, ::-1, ::-1],
+            stride,
+            padding,
+            dilation,  # the kernel turned round
+        ),
+        "residual_dx": lambda dout, through: through(dout),
     }
     for name, mistake in mistakes.items():
         with pytest.raises(AssertionError):

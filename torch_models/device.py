@@ -73,3 +73,12 @@ def _processor_has_bf16() -> bool:
     asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     told = [getattr(torch.cpu, name, lambda: False)() for name in asked]
     return bool(torch.backends.mkldnn.is_available()) and any(told)  # type: ignore[no-untyped-call]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether PyTorch failed for want of memory, however the device calls it."""
+    text = str(error).lower()
+    signs = ("out of memory", "not enough memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from torch_models.anomaly import check_finite, explain, watch
+from torch_models.averaging import WeightAverage
+from torch_models.device import is_out_of_memory
 from torch_models.distributed import ProcessTeam
 
 Array = NDArray[Any]
@@ -34,6 +36,9 @@ class TorchLearner:
         compiled: compile the model with ``torch.compile``.
         label_smoothing: share ε of each training label that all classes get alike (Szegedy et
             al., *Rethinking the Inception Architecture*, CVPR 2016). Training losses include it.
+        clip_grad_norm: largest norm of all gradients together; longer ones are shortened to it.
+        ema: decay of an average of the weights over the steps, which then is what is evaluated and
+            what :meth:`weights` returns; 0 for none.
         mix: blends the images of a training batch with one another: images and labels ->
             images and shares of the classes (N, K). A prediction then counts as correct where it
             is the class of the largest share.
@@ -56,6 +61,8 @@ class TorchLearner:
         channels_last: bool = False,
         compiled: bool = False,
         label_smoothing: float = 0.0,
+        clip_grad_norm: float | None = None,
+        ema: float = 0.0,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         team: ProcessTeam | None = None,
         detect_anomaly: bool = False,
@@ -66,6 +73,8 @@ class TorchLearner:
         self.model, self.optimizer, self.device = model, optimizer, device
         self.autocast_dtype, self.channels_last = autocast_dtype, channels_last
         self.label_smoothing, self.mix, self.team = label_smoothing, mix, team
+        self.clip_grad_norm = clip_grad_norm
+        self.ema = WeightAverage(model, ema) if ema else None
         self.micro_batch: int | None = None  # images that fit at once, once memory has run out
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         # One graph for each shape. One for all shapes, made when a second comes along, would
@@ -83,6 +92,8 @@ class TorchLearner:
             MemoryError: not even one image fits.
             FloatingPointError: the loss is not finite; no parameter is updated.
         """
+        if self.ema is not None:
+            self.ema.show(False)
         self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -95,7 +106,11 @@ class TorchLearner:
             self._average(self.team, len(y))
         if self.device.type == "cpu" or self._watched:
             self._check(loss, x, y)
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._trained(), self.clip_grad_norm)
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
         if self.device.type == "cpu":  # nothing to wait for
             return loss.item(), int(correct)
         return loss, correct
@@ -125,7 +140,7 @@ class TorchLearner:
         if self._watched:
             for name, parameter in reversed(list(self.model.named_parameters())):
                 if parameter.grad is not None:
-                    _check_finite(parameter.grad, f"the gradient of {name}")
+                    check_finite(parameter.grad, f"the gradient of {name}")
 
     def _pieces(self, x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batch in as few pieces as memory allows, all of nearly the same size.
@@ -160,9 +175,12 @@ class TorchLearner:
                 file=sys.stderr,
             )
 
+    def _trained(self) -> list[Any]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def _average(self, team: ProcessTeam, n: int) -> None:
         """Give every process the gradients of the whole batch, and the same running statistics."""
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        params = self._trained()
         for p in params:
             if p.grad is None:  # without a share of this batch
                 p.grad = torch.zeros_like(p)
@@ -184,6 +202,8 @@ class TorchLearner:
         return _to_numpy(logits.softmax(dim=1))
 
     def _eval_logits(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.ema is not None:
+            self.ema.show(True)
         self.model.eval()
         return self._as_memory_allows(
             len(y), lambda: torch.cat([self._logits(part) for part, _ in self._pieces(x, y)])
@@ -205,7 +225,8 @@ class TorchLearner:
 
     def weights(self) -> dict[str, Array]:
         """Return the model's arrays by name, on the host."""
-        return {name: _to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
+        state = self.model.state_dict() if self.ema is None else self.ema.average
+        return {name: _to_numpy(tensor) for name, tensor in state.items()}
 
     def load_weights(self, weights: Mapping[str, Array]) -> None:
         """Copy ``weights`` into the model.
@@ -213,6 +234,8 @@ class TorchLearner:
         Raises:
             ValueError: the first name that is missing or unknown, or whose shape differs.
         """
+        if self.ema is not None:
+            self.ema.show(True)
         mine = self.model.state_dict()
         for name in (*mine, *weights):
             if name not in weights:
@@ -235,12 +258,18 @@ class TorchLearner:
             for key, value in state.items():
                 if value is not None:
                     arrays[f"optimizer.{i}.{key}"] = _to_numpy(torch.as_tensor(value))
-        return arrays, json.dumps({"micro_batch": self.micro_batch})
+        rest = {"micro_batch": self.micro_batch}
+        if self.ema is not None:
+            for name, tensor in self.ema.trained.items():
+                arrays[f"trained.{name}"] = _to_numpy(tensor)
+            rest["averaged_steps"] = self.ema.steps
+        return arrays, json.dumps(rest)
 
     def load_state(self, arrays: Mapping[str, Array], text: str) -> None:
         """Restore what :meth:`state` returned; ValueError when it is another optimizer's."""
         mine = self.optimizer.state_dict()
         state: dict[int, dict[str, Tensor]] = {}
+        trained: dict[str, Array] = {}
         for name, array in arrays.items():
             kind, _, rest = name.partition(".")
             tensor = torch.from_numpy(np.array(array))
@@ -249,9 +278,11 @@ class TorchLearner:
             elif kind == "optimizer":
                 index, _, key = rest.partition(".")
                 state.setdefault(int(index), {})[key] = tensor
+            elif kind == "trained" and self.ema is not None:
+                trained[rest] = array
             else:
                 raise ValueError(f"{name} is not part of this learner's state")
-        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        params = self._trained()
         for i, entries in state.items():
             for key, tensor in entries.items():
                 if i >= len(params) or tensor.shape not in (params[i].shape, torch.Size([])):
@@ -260,7 +291,10 @@ class TorchLearner:
                     # In the parameter's own memory layout: fused optimizers pair values by where
                     # they lie, so that another layout would mix them up without a word.
                     entries[key] = torch.empty_like(params[i], dtype=tensor.dtype).copy_(tensor)
-        self.micro_batch = json.loads(text)["micro_batch"]
+        said = json.loads(text)
+        self.micro_batch = said["micro_batch"]
+        if self.ema is not None:
+            self.ema.load(trained, said["averaged_steps"])
         self.optimizer.load_state_dict({"state": state, "param_groups": mine["param_groups"]})
 
     def _of_all(self, state: Tensor) -> Array:
@@ -293,84 +327,17 @@ class TorchLearner:
         elif kind == "cuda" and self.device.type == "cuda":
             torch.cuda.set_rng_state(state, self.device)
 
+    def feature_maps(self, images: Any) -> list[tuple[str, Array]]:
+        """Return none: the NumPy networks are those to look into."""
+        return []
+
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, D), for a picture."""
         first = next(p for p in self.model.parameters() if p.dim() > 1)
         return _to_numpy(first).reshape(len(first), -1)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Say whether PyTorch failed for want of memory, however the device calls it."""
-    text = str(error).lower()
-    signs = ("out of memory", "not enough memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(sign in text for sign in signs)
-    )
-
-
 def _to_numpy(tensor: Tensor) -> Array:
     # .copy(): a checkpoint must not change while it is being written.
     array: Array = tensor.detach().cpu().contiguous().numpy().copy()
     return array
-
-
-def watch(model: nn.Module) -> list[Any]:
-    """Check what every module of ``model`` returns in training, and the gradients it passes on.
-
-    The first value that is not finite raises FloatingPointError with the module's name: a part's
-    before that of the module it is part of.
-
-    Returns:
-        Handles whose ``remove()`` ends it.
-    """
-
-    def check_output(what: str, module: nn.Module, args: Any, output: Any) -> None:
-        if module.training:
-            _check_finite(output, what)
-
-    def watch_input(what: str, module: nn.Module, args: Any) -> None:
-        for x in args:
-            if isinstance(x, Tensor) and x.requires_grad:
-                x.register_hook(partial(_check_finite, what=what))  # type: ignore[no-untyped-call]
-
-    handles: list[Any] = []
-    for name, module in model.named_modules():
-        full_name = f"{name} ({type(module).__name__})" if name else "the network"
-        hook = partial(check_output, f"the output of {full_name}")
-        handles.append(module.register_forward_hook(hook))
-        if next(module.children(), None) is None:
-            hook = partial(watch_input, f"the gradient that reaches the input of {full_name}")
-            handles.append(module.register_forward_pre_hook(hook))
-    return handles
-
-
-def explain(model: nn.Module, forward: Callable[[], object]) -> str | None:
-    """Return where the first value that is not finite appears in ``forward()``; None if nowhere."""
-    # A gradient that was not finite has spoilt its parameter and those of the layers before it.
-    for name, parameter in reversed(list(model.named_parameters())):
-        if not parameter.isfinite().all():
-            return f"{name}, in the update of the step before, became not finite"
-    handles = watch(model)
-    try:
-        with torch.no_grad():
-            forward()
-    except FloatingPointError as error:
-        return str(error)
-    except Exception as error:  # memory may be short: then nobody knows
-        if not is_out_of_memory(error):
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
-    return None
-
-
-def _check_finite(value: Any, what: str) -> None:
-    """Look at a tensor, or at those in a tuple, a list or a dictionary."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple):
-        for item in value:
-            _check_finite(item, what)
-    elif isinstance(value, Tensor) and not (finite := value.isfinite()).all():
-        raise FloatingPointError(f"{what} became {value[~finite][0].item()}")

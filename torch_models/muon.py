@@ -1,4 +1,4 @@
-"""Muon in PyTorch, the rule of :class:`numpy_mlp.optim.Muon`."""
+"""Muon in PyTorch, the rule of :class:`numpy_mlp.muon.Muon`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 class Muon(torch.optim.Optimizer):
     """Momentum made orthogonal for filters, Nesterov's momentum for all other parameters.
 
-    The formulas are in :class:`numpy_mlp.optim.Muon`. Every parameter group has the learning rate
+    The formulas are in :class:`numpy_mlp.muon.Muon`. Every parameter group has the learning rate
     of the filters as its ``lr``; parameters of other than four axes follow it in proportion.
 
     Args:
@@ -88,7 +88,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     """Return U S Vᵀ for a matrix U diag(σ) Vᵀ, where S is near 1 instead of σ.
 
-    As :func:`numpy_mlp.optim.orthogonalize`, where the iteration is derived.
+    As :func:`numpy_mlp.muon.orthogonalize`, where the iteration is derived.
 
     Args:
         matrix: (M, N), not changed.

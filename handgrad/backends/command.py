@@ -28,6 +28,11 @@ def train_mlp_numpy(argv: Sequence[str] | None = None) -> int:
     return train("mlp-numpy", argv)
 
 
+def train_convnet_numpy(argv: Sequence[str] | None = None) -> int:
+    """Run ``train-convnet-numpy``."""
+    return train("convnet-numpy", argv)
+
+
 def train_mlp_pytorch(argv: Sequence[str] | None = None) -> int:
     """Run ``train-mlp-pytorch``."""
     return train("mlp-pytorch", argv)

@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from handgrad.backends.common import build_schedule, check_last_batch
+from handgrad.backends.numpy_common import make_learner
 from handgrad.data import Dataset
 from handgrad.environment import cost_of_held_blas
 from handgrad.errors import UserError
 from handgrad.runs.backend import Backend
 from handgrad.runs.declare import setting
-from handgrad.runs.settings import Preset, TrainSettings
+from handgrad.runs.settings import Preset, SettingsT, TrainSettings
 from numpy_mlp import MLP
 from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.mlp import ACTIVATIONS
-from numpy_mlp.network import Network
-from numpy_mlp.optim import SGD, AdamW, Optimizer, Schedule
+from numpy_mlp.optim import Schedule
 
 
 @dataclass(frozen=True)
@@ -151,31 +151,13 @@ def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
     if settings.batch_norm:
         check_last_batch(settings.batch_size, len(dataset.train))
     model = build_mlp(settings, dataset.image_shape, dataset.n_classes, settings.dtype)
-    return learner_of(model, settings)
+    return make_learner(
+        settings, model, GraphLearner if settings.engine == "graph" else NumpyLearner
+    )
 
 
-def learner_of(model: Network, settings: NumpyMLPSettings) -> NumpyLearner:
-    """Return what trains ``model`` as ``settings`` say: its optimizer and its engine."""
-    params = list(model.trained_parameters().values())
-    optimizer: Optimizer
-    if settings.optimizer == "adamw":
-        optimizer = AdamW(params, settings.lr, weight_decay=settings.weight_decay)
-    else:
-        optimizer = SGD(
-            params,
-            settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-        )
-    kind = GraphLearner if settings.engine == "graph" else NumpyLearner
-    return kind(model, optimizer, detect_anomaly=settings.detect_anomaly)
-
-
-class NumpyMLPBackend(Backend[NumpyMLPSettings]):
+class NumpyBackend(Backend[SettingsT]):
     """NumPy, on the processor."""
-
-    name = "mlp-numpy"
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -183,19 +165,25 @@ class NumpyMLPBackend(Backend[NumpyMLPSettings]):
         with np.errstate(all="ignore"):
             yield
 
-    def resolve(self, settings: NumpyMLPSettings, dataset: Dataset) -> NumpyMLPSettings:
+    def schedule(self, settings: SettingsT, total_steps: int) -> Schedule:
+        """Return the learning rate of each step."""
+        return build_schedule(settings, total_steps)
+
+    def resolve(self, settings: SettingsT, dataset: Dataset) -> SettingsT:
         """Say what it costs when the environment chooses OpenBLAS's kernels."""
         if not settings.quiet and (line := cost_of_held_blas(settings.threads)):
             print(line)
         return settings
 
+
+class NumpyMLPBackend(NumpyBackend[NumpyMLPSettings]):
+    """The multi-layer perceptron, by layers or on the graph."""
+
+    name = "mlp-numpy"
+
     def build(self, settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:
         """Return the network and its optimizer."""
         return build_learner(settings, dataset)
-
-    def schedule(self, settings: NumpyMLPSettings, total_steps: int) -> Schedule:
-        """Return the learning rate of each step."""
-        return build_schedule(settings, total_steps)
 
     def load(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from handgrad.backends import convnet_torch, mlp_numpy, mlp_torch
+from handgrad.backends import convnet_numpy, convnet_torch, mlp_numpy, mlp_torch
 from handgrad.console import requires_torch
 from handgrad.runs.backend import Backend
 from handgrad.runs.settings import Preset, TrainSettings
@@ -14,6 +14,10 @@ from handgrad.runs.settings import Preset, TrainSettings
 
 def _numpy_mlp() -> Backend[Any]:
     return mlp_numpy.NumpyMLPBackend()
+
+
+def _numpy_convnet() -> Backend[Any]:
+    return convnet_numpy.NumpyConvNetBackend()
 
 
 def _torch_mlp() -> Backend[Any]:
@@ -78,6 +82,14 @@ NETWORKS = {
             mlp_torch.PRESETS,
             True,
             _torch_mlp,
+        ),
+        Network(
+            "convnet-numpy",
+            "Train a convolutional network whose backward pass is written by hand, in NumPy.",
+            convnet_numpy.NumpyConvNetSettings,
+            convnet_numpy.PRESETS,
+            False,
+            _numpy_convnet,
         ),
         Network(
             "convnet",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from custom_modules import CustomBatchNormAutograd, CustomBatchNormManualModule
-from handgrad.backends.common import build_schedule, muon_rates
+from handgrad.backends.common import build_schedule, decays, muon_rates
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.console import requires_torchvision
 from handgrad.data import BatchLoader, Dataset
@@ -148,6 +148,8 @@ class TorchBackend(Backend[TorchSettingsT]):
             channels_last=self.images,
             compiled=settings.compile,
             label_smoothing=settings.label_smoothing,
+            clip_grad_norm=settings.clip_grad_norm,
+            ema=settings.ema,
             mix=mix,
             team=self._processes,
             detect_anomaly=settings.detect_anomaly,
@@ -204,14 +206,19 @@ class TorchBackend(Backend[TorchSettingsT]):
 
 def _optimizer(settings: TorchSettings, model: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
     lr, weight_decay = settings.lr, settings.weight_decay
-    params = [p for p in model.parameters() if p.requires_grad]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    shapes = [tuple(p.shape) for p in trained]
+    groups: list[dict[str, Any]] = [{"params": trained}]
+    if settings.optimizer == "muon" or settings.weight_decay_of != "all":
+        pairs = zip(trained, decays(settings, shapes), strict=True)
+        groups = [{"params": [p], "weight_decay": decay} for p, decay in pairs]
     if settings.optimizer == "muon":
-        rates = muon_rates(settings, [tuple(p.shape) for p in params])
-        groups = [{"params": [p], "rest_lr": r} for p, r in zip(params, rates, strict=True)]
-        return Muon(groups, lr, momentum=settings.momentum, weight_decay=weight_decay)
+        for group, rate in zip(groups, muon_rates(settings, shapes), strict=True):
+            group["rest_lr"] = rate
+        return Muon(groups, lr, momentum=settings.momentum)
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            params,
+            groups,
             lr,
             momentum=settings.momentum,
             weight_decay=weight_decay,
@@ -219,4 +226,4 @@ def _optimizer(settings: TorchSettings, model: nn.Module, *, fused: bool) -> tor
             fused=fused,
         )
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
-    return kind(params, lr, weight_decay=weight_decay, fused=fused)
+    return kind(groups, lr, weight_decay=weight_decay, fused=fused)

@@ -19,10 +19,9 @@ class TorchSettings(TrainSettings):
     groups: ClassVar[Mapping[str, str]] = {
         **TrainSettings.groups,
         **dict.fromkeys(("mixup", "cutmix"), "data"),
-        **dict.fromkeys(("device", "precision", "label_smoothing", "compile"), "optimisation"),
+        **dict.fromkeys(("device", "precision", "compile"), "optimisation"),
     }
 
-    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
     device: str = setting("auto", "where to compute", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = setting(
         "auto",
@@ -37,9 +36,6 @@ class TorchSettings(TrainSettings):
     )
     cutmix: float = setting(
         0.0, "paste a box of another image, its area from Beta(α, α) with this α", least=0
-    )
-    label_smoothing: float = setting(
-        0.0, "share of the label given to all classes alike, in training", least=0, below=1
     )
     norm: str = setting(
         "builtin", "whose batch normalisation", choices=("builtin", "autograd", "manual")

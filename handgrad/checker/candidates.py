@@ -241,16 +241,20 @@ class ModuleKind(Kind):
         sizes, names = self.probe.point.sizes, self.made.names
         for d in dict.fromkeys((*self.made.widths, sizes.d)):
             n = sizes.n + 2 * (sizes.n == d != sizes.d)  # a square would hide what is transposed
-            h = sizes.h
+            h, few = sizes.h, n if n < 4 else 2
             columns: list[tuple[int, ...]] = []
             if names & NAMES["image"]:
-                images = (min(n, 3), min(d, 3) if not names & NAMES["in"] else d, 4, 6)
-                ranks: list[tuple[int, ...]] = [images, (n, d, h + 2), (n, d)]
+                # More rows than channels, and an odd number of columns.
+                images = [(few, d, 6, 5), (few, 6, 5, d)]
+                if not names & NAMES["in"]:
+                    images = [(few, min(d, 3), 8, 6)]
+                ranks: list[tuple[int, ...]] = [images[0], (n, d, h + 2), (n, d)]
                 if names & NAMES["in"]:  # channels last
-                    ranks += [(n, h + 4, d), (min(n, 2), 5, 7, d)]
+                    ranks += [(n, h + 4, d), images[1]]
             else:
                 # One sample early: what takes no batch of rows may take W @ x of others by chance.
-                ranks = [(n, d), (d,), (min(n, 3), d, 4, 6), (n, d, h), (n, h, d)]
+                ranks = [(n, d), (d,), (few, d, 6, 5), (n, d, h), (n, h, d)]
+                ranks.append((few, min(d, 3), 8, 6))
                 columns = [(d, n), (d, 1)]
             for shape in ranks:
                 yield (shape,) * n_inputs, False

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from handgrad.checker.differences import STEP_FLOAT32, Case, compare, is_float32
+from handgrad.checker.probe import draw
 from handgrad.checker.subject import Array, Gradients, Subject, Variables
 
 TOLERANCE = 1e-6
@@ -59,6 +60,7 @@ def check(
     *,
     tolerance: float = TOLERANCE,
     warm: int | None = None,
+    known: Container[str] = (),
 ) -> list[Finding]:
     """Compare every gradient of a subject with differences; a finding a variable.
 
@@ -72,6 +74,7 @@ def check(
         tolerance: largest relative error that passes.
         warm: check the second forward and backward of one object instead of the first, after a
             batch with as many samples more.
+        known: variables of which no more need be known.
 
     Raises:
         ContractError: what came back is no gradient at all.
@@ -89,7 +92,7 @@ def check(
     gradients, session = case.given()
     findings: list[Finding] = []
     one = _Comparison(case, diagnose, tolerance, rng)
-    for name in subject.variables:
+    for name in [name for name in subject.variables if name not in known]:
         finding = one.look_at(name, gradients.get(name))
         if single and strict and finding is not None and finding.passed:
             text = "forward computes in float32, so that only some three digits can be compared; "
@@ -101,6 +104,29 @@ def check(
     if subject.kind == "torch function" and all(f.passed for f in findings):
         findings += _one_at_a_time(case, gradients)
     return findings
+
+
+def ties(subject: Subject, rng: np.random.Generator) -> Iterator[Finding]:
+    """Look at what picks entries of its input, as a maximum does, where several are equal.
+
+    Differences tell nothing there. But such a y grows as all of x do, so that the gradients add up
+    to what arrives, whichever of its equals a maximum takes, or shares it among.
+    """
+    name, x = next(iter(subject.variables.items()))
+    tied = rng.choice(draw(rng, (3,), "unit"), x.shape)
+    (y, *more) = subject.evaluate({name: tied})
+    single = len(subject.variables) == 1 and not more and x.ndim > 1
+    if not single or not np.isin(y, tied).all():
+        return
+    dout = rng.uniform(0.5, 1.5, y.shape)
+    dx = subject.differentiate({name: tied}, (dout,))[0][name]
+    assert dx is not None
+    if abs(dx.sum() - dout.sum()) > 1e-6 * dout.sum():
+        text = "where several entries are the largest, as zeros after a ReLU, each gets the whole "
+        text += "gradient (a mask x == max): it belongs to one of them, by argmax"
+        if dx.sum() < dout.sum():
+            text = "where entries are equal, their gradients do not add up to what arrives"
+        yield Finding(name, "WRONG", "tied-entries", text)
 
 
 def _earlier(subject: Subject, more: int) -> Variables:

@@ -20,6 +20,7 @@ import numpy as np
 from handgrad.checker.probe import Given, Probe, Sizes, draw
 from handgrad.user_code.parameters import find_parameters, is_module, loose_arrays
 from handgrad.user_code.randomness import reseed
+from numpy_mlp.modules import LinearModule, TanhModule
 
 # Names of constructor arguments, constants and inputs, by what stands behind them.
 _WORDS = {
@@ -37,7 +38,7 @@ _WORDS = {
     "hidden": "n_hidden hidden hidden_dims hidden_sizes hidden_units dnn_hidden_units",
     "kernel": "kernel_size kernel k ksize filter_size",
     "window": "pool_size pool window",
-    "one": "padding pad stride axis dim num_groups groups n_heads num_heads",
+    "one": "padding pad stride axis dim groups n_heads num_heads",
     "rng": "rng generator random_state",
     "image": "in_channels channels n_channels num_channels kernel_size kernel k pool_size pool",
     "vector": "gamma beta bias b shift scale running_mean running_var",
@@ -50,6 +51,7 @@ _WORDS = {
     "index": "indices targets index labels target label",
     "mode": "training train eval inplace in_place verbose debug",
     "untrained": "mask running_mean running_var",
+    "geometry": "stride strides padding pad dilation groups",
     "least": "min low lo lower min_val min_value minimum a_min vmin",
     "most": "max high hi upper max_val max_value maximum a_max vmax",
 }
@@ -64,6 +66,7 @@ NUMBERS = {
     **dict.fromkeys(NAMES["most"], 0.9),
 }
 
+_MODULE = re.compile(r"(^|[\[|( ])(Module|Layer)\b")  # in an annotation
 # Attributes that are parameters by their names: W, b1, W_xh, bias, gamma.
 PARAMETER = re.compile(
     r"_*((w|b)(_?\d+|_?[a-z]{0,2})|weights?\d*|bias(es)?\d*|gamma\d*|beta\d*)_*", re.IGNORECASE
@@ -91,6 +94,8 @@ def parse_arguments(text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _guess_by_name(name: str, annotation: str, sizes: Sizes) -> Any:
+    if (modules := _guess_modules(annotation, sizes)) is not None:
+        return modules
     key = name.lower().strip("_")
     if key in NUMBERS:
         return NUMBERS[key]
@@ -102,6 +107,8 @@ def _guess_by_name(name: str, annotation: str, sizes: Sizes) -> Any:
     for kind, value in guesses.items():
         if key in NAMES[kind]:
             return value
+    if key == "num_groups":
+        return 1 if sizes.d % 2 else 2
     if key in NAMES["mode"]:
         return "train" in key
     if key in ("seed", "dtype"):
@@ -117,9 +124,18 @@ def _guess_by_name(name: str, annotation: str, sizes: Sizes) -> Any:
     return None
 
 
+def _guess_modules(annotation: str, sizes: Sizes) -> Any:
+    """Return a module, or a list of them, where an annotation asks for that."""
+    if not _MODULE.search(annotation):
+        return None
+    layers = [LinearModule(sizes.d, sizes.d), TanhModule(), LinearModule(sizes.d, sizes.d)]
+    return layers[0] if annotation.startswith(("Module", "Layer")) else layers
+
+
 def guess_argument(parameter: inspect.Parameter, sizes: Sizes, position: int) -> Any:
     """Return a value for an argument that has no default."""
-    guess = _guess_by_name(parameter.name, str(parameter.annotation), sizes)
+    annotation = str(parameter.annotation).strip("'\"")
+    guess = _guess_by_name(parameter.name, annotation, sizes)
     return guess if guess is not None else sizes.d if position == 0 else sizes.c
 
 
@@ -130,8 +146,12 @@ def varied(name: str, default: Any, vary: int) -> Any:
         return default
     if vary > 1 and isinstance(default, bool):
         return not default
-    if vary > 1 and isinstance(default, int) and key in ("stride", "padding", "pad", "dilation"):
-        return default + 1
+    if vary > 1 and key in NAMES["geometry"]:  # windows that overlap, and skip some rows
+        if key == "groups":
+            return 2 if vary > 2 else default
+        if key.startswith("stride") and default in (None, 2):
+            return 2 if default is None else 1
+        return default + 1 if isinstance(default, int) else default
     if isinstance(default, bool) or not isinstance(default, int | float):
         return default
     if key in NAMES["eps"]:
@@ -178,17 +198,22 @@ def _guess_arguments(probe: Probe) -> Arguments:
     if given.arguments:
         return given.args, given.kwargs
     kwargs: dict[str, Any] = {}
+    several: Any = None
     parameters = parameters_of(probe.cls)
     for position, parameter in enumerate(parameters):
         name, default = parameter.name, parameter.default
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                several = _guess_modules(f"[{parameter.annotation}", point.sizes)
             continue
         if default is parameter.empty or name in ("rng", "seed", "dtype"):
             kwargs[name] = guess_argument(parameter, point.sizes, position)
+            if name.lower() in NAMES["geometry"]:
+                kwargs[name] = varied(name, kwargs[name], point.vary)
         elif point.vary and (other := varied(name, default, point.vary)) != default:
             kwargs[name] = other
     positional = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    return tuple(kwargs.pop(name) for name in positional if name in kwargs), kwargs
+    return (*(kwargs.pop(name) for name in positional if name in kwargs), *(several or ())), kwargs
 
 
 # Shapes of a matrix W and a vector b that are given to a constructor: W is (in, out) or (out, in),

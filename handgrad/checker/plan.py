@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from handgrad.checker.candidates import NoInputError
-from handgrad.checker.check import Finding, check
-from handgrad.checker.guesses import invented, shown
+from handgrad.checker.candidates import NoInputError, fits
+from handgrad.checker.check import Finding, check, ties
+from handgrad.checker.guesses import invented, parameters_of, shown
 from handgrad.checker.kinds import Found, unwritten
 from handgrad.checker.mistakes import diagnose
 from handgrad.checker.probe import Given, Point, Sizes
@@ -20,7 +21,7 @@ from handgrad.checker.subject import ContractError, Subject
 from handgrad.user_code.blame import their_error
 
 _PLAIN, _OTHER = Sizes(5, 4, 3), Sizes(9, 6, 2)
-_ONE, _SQUARE = Sizes(1, 4, 3), Sizes(4, 4, 4)
+_ONE, _SQUARE, _ELSEWHERE = Sizes(1, 4, 3), Sizes(4, 4, 4), Sizes(3, 2, 5)
 # What cannot run unless all sizes are equal, and then is wrong.
 _HIDDEN_BY_SQUARES = (
     "transposed-factor", "transposed-gradient", "flipped-kernel", "wrong-sum-axis"
@@ -69,7 +70,7 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
     def at(sizes: Sizes, vary: int = 0, scale: float = 1.0) -> Callable[[], Subject]:
         return lambda: found.subjects(given, Point(sizes, vary, scale), rng, main)[0]
 
-    main.elsewhere = at(_OTHER)
+    main.elsewhere = at(_ELSEWHERE)
     checked = Checked(main.settings, notes=[*main.notes], layers=main.layers)
     for name in main.ungraded:
         text = "it changes the output, and no gradient of it was found: looked for in grads, as "
@@ -86,15 +87,20 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
         (not given.shapes, "a batch of one", at(_ONE), None),
         (after_larger, _LARGER, lambda: main, 1),
     ]
+    if any(p.name == "groups" for p in parameters_of(found.cls)):
+        plans.append((True, "other sizes and settings", at(_SQUARE, 3), None))
     one = _Points(found, given, tolerance, rng)
     for number, (_, title, make, warm) in enumerate(plan for plan in plans if plan[0]):
         try:
             subject = make()
         except Exception:  # other sizes and settings may not be allowed
             continue
-        for finding in one.look_at(subject, warm):
+        known = {name for name, finding in checked.findings.items() if finding.verdict == "WRONG"}
+        for finding in one.look_at(subject, warm, known):
             # Switches that are changed may ask for what is not there, arrays may be made once.
             if finding.diagnosis == "crash" and ("settings" in title or title == _LARGER):
+                text = f"not checked at {_point(subject, '')}: {finding.explanation}"
+                checked.notes += [text] * (title != _LARGER)
                 continue
             if finding.verdict == "WRONG" and title == _LARGER:
                 text = "right on a new object, wrong after a larger batch: it still uses something "
@@ -102,14 +108,8 @@ def check_class(found: Found, given: Given, tolerance: float) -> Checked:
             checked.keep(replace(finding, point=_point(subject, title)), main=not number)
         if any(f.variable == "" and not f.passed for f in checked.findings.values()):
             break
-    for subject in others:
-        for finding in one.look_at(subject):
-            if finding.passed:
-                checked.keep(finding)
-            elif all(f.passed for f in checked.findings.values()):
-                text = f"forward runs on {_point(subject, '')} too, and backward does not agree "
-                text += "with it there: if such inputs are meant, give --input-shape"
-                checked.notes.append(text)
+    if all(finding.passed for finding in checked.findings.values()):
+        one.look_aside(checked, main, others)
     return checked
 
 
@@ -122,11 +122,15 @@ class _Points:
     tolerance: float
     rng: np.random.Generator
 
-    def look_at(self, subject: Subject, warm: int | None = None) -> Iterator[Finding]:
-        """Yield what is found, an error of the user's code as well."""
+    def look_at(
+        self, subject: Subject, warm: int | None = None, known: Container[str] = ()
+    ) -> Iterator[Finding]:
+        """Yield what is found, an error of the user's code as well; of what is known, nothing."""
         try:
             with np.errstate(all="ignore"):
-                yield from check(subject, self.rng, diagnose, tolerance=self.tolerance, warm=warm)
+                yield from check(
+                    subject, self.rng, diagnose, tolerance=self.tolerance, warm=warm, known=known
+                )
         except ContractError as error:
             yield Finding("", "WRONG", error.kind, str(error))
         except NotImplementedError as error:
@@ -140,6 +144,27 @@ class _Points:
             elif advice := _blamed(self.found, self.given, error):
                 verdict, text = "NOT CHECKED", f"{text}; {advice}"
             yield Finding("", verdict, kind, text)
+
+    def look_aside(self, checked: Checked, main: Subject, others: Sequence[Subject]) -> None:
+        """Look at ties, at inputs of another rank, and at evaluation mode, of what is right."""
+        with contextlib.suppress(Exception, SystemExit):
+            for finding in ties(main, self.rng):
+                checked.keep(finding)
+        for subject in others:
+            text = f"forward runs on {_point(subject, '')} too, and backward does not agree with "
+            text += "it there: if such inputs are meant, give --input-shape"
+            checked.notes += [text] * (not self._agrees(subject))
+        if self.found.kind == "module" and callable(getattr(self.found.cls, "eval", None)):
+            with contextlib.suppress(Exception, SystemExit):
+                point = Point(_PLAIN, evaluation=True)
+                subject, *_ = self.found.subjects(self.given, point, self.rng, main)
+                text = "in evaluation mode backward does not agree with forward; that of training "
+                text += "was checked"
+                agrees = not fits(subject, subject.inputs) or self._agrees(subject)
+                checked.notes += [text] * (not agrees)
+
+    def _agrees(self, subject: Subject) -> bool:
+        return all(finding.passed for finding in self.look_at(subject))
 
     def _as_squares(self) -> Finding | None:
         """Return what is wrong where a transposed matrix fits, or None."""
@@ -228,4 +253,6 @@ def as_json(finding: Finding) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _brief(value) if value.dtype.kind == "f" else value.tolist()
-    return value if isinstance(value, int | float | str | bool | list | type(None)) else str(value)
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value if isinstance(value, int | float | str | bool | type(None)) else str(value)

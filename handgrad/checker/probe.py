@@ -34,13 +34,16 @@ class Point:
 
     Attributes:
         sizes: of the inputs.
-        vary: 0 to keep the defaults of arguments, 1 for other numbers, 2 for other switches too.
+        vary: 0 to keep the defaults of arguments, 1 for other numbers, 2 for other switches too,
+            3 for groups.
         scale: what inputs are multiplied with.
+        evaluation: whether a module is in evaluation mode, where it has one.
     """
 
     sizes: Sizes
     vary: int = 0
     scale: float = 1.0
+    evaluation: bool = False
 
 
 @dataclass(frozen=True)

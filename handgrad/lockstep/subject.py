@@ -10,17 +10,14 @@ from typing import ClassVar
 import numpy as np
 
 from handgrad.backends.common import check_last_batch_of, fast_network
-from handgrad.backends.mlp_numpy import (
-    MLPSettings,
-    NumpyMLPSettings,
-    build_mlp,
-    learner_of,
-)
+from handgrad.backends.mlp_numpy import MLPSettings, NumpyMLPSettings, build_mlp
 from handgrad.backends.mlp_numpy import build_learner as build_mlp_learner
+from handgrad.backends.numpy_common import make_learner
 from handgrad.data import Dataset
 from handgrad.errors import UserError
 from handgrad.runs.declare import option_of, setting
 from handgrad.runs.settings import TrainSettings
+from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.convnet import CONVNETS
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.modules import DropoutModule
@@ -37,7 +34,7 @@ class CompareSettings(NumpyMLPSettings):
     not_offered: ClassVar[frozenset[str]] = frozenset(
         {"epochs", "max_steps", "eval_every", "checkpoint_every", "eval_splits", "engine"}
         | {"target_accuracy", "detect_anomaly", "quiet", "dropout", "input_dropout", "resume"}
-        | {"live", "report", "schedule_steps", "tta"}
+        | {"live", "report", "schedule_steps", "tta", "label_smoothing", "clip_grad_norm", "ema"}
     )
     model: str = setting(
         "mlp", "network; convolutional ones without dropout", choices=("mlp", *CONVNETS)
@@ -103,4 +100,5 @@ def build_learner(settings: CompareSettings, dataset: Dataset) -> NumpyLearner:
     """Return the NumPy network and its optimizer, on the engine of ``settings``."""
     if settings.model == "mlp":
         return build_mlp_learner(settings, dataset)
-    return learner_of(build_network(settings, dataset), settings)
+    kind = GraphLearner if settings.engine == "graph" else NumpyLearner
+    return make_learner(settings, build_network(settings, dataset), kind)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Generic
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from handgrad.data import BatchLoader, Dataset
 from handgrad.data.augment import Augmentation, compose
@@ -39,6 +40,15 @@ class Backend(Generic[SettingsT]):
         What was decided is recorded, and a resumed run goes on with it.
         """
         return settings
+
+    def hold_threads(self, settings: SettingsT) -> AbstractContextManager[object]:
+        """Hold the number of threads that training computes with."""
+        n = settings.threads
+        return nullcontext() if n is None else threadpool_limits(n)
+
+    def training_operations(self, learner: Any, shape: tuple[int, ...]) -> int | None:
+        """Return the floating-point operations of a step, for each image; None if unknown."""
+        return None
 
     def build(self, settings: SettingsT, dataset: Dataset) -> Learner:
         """Return the learner for the settings and the dataset."""

@@ -31,6 +31,7 @@ from handgrad.training.metrics import Row, confusion_matrix_to_metrics, count_co
 PICTURES = (
     "loss.png", "accuracy.png", "confusion_matrix.png", "predictions.png", "first_layer.png"
 )  # fmt: skip
+_MAPPED = 6  # images whose feature maps are drawn
 
 
 @dataclass
@@ -157,6 +158,7 @@ def draw_pictures(result: Result) -> None:
     """
     try:
         plots = _plots()
+        from handgrad.pictures.features import plot_feature_maps
     except (ImportError, ValueError) as error:
         _complain("the pictures", error)
         return
@@ -182,6 +184,9 @@ def draw_pictures(result: Result) -> None:
         ),
         "first_layer.png": lambda p: plots.plot_first_layer(p, weight, dataset.image_shape),
     }
+    some = test.images[:_MAPPED]
+    if maps := loop.learner.feature_maps(result.preprocessing(some)):
+        drawings["feature_maps.png"] = lambda p: plot_feature_maps(p, some, maps)
     for name, draw in drawings.items():
         try:
             draw(result.folder / name)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from handgrad.data import BatchLoader, Split, load_dataset
 from handgrad.data.augment import views_at_test_time
@@ -22,7 +21,7 @@ from handgrad.data.preprocess import fit_preprocessing
 from handgrad.environment import describe_environment
 from handgrad.errors import DataError, StoppedError, UserError
 from handgrad.files import locked, write_atomically
-from handgrad.runs import resumption
+from handgrad.runs import resumption, telling
 from handgrad.runs.backend import Backend
 from handgrad.runs.command_line import Command
 from handgrad.runs.folder import (
@@ -39,7 +38,7 @@ from handgrad.runs.folder import (
     storage,
     to_json,
 )
-from handgrad.runs.result import Result, count_parameters, measured_before
+from handgrad.runs.result import Result, measured_before
 from handgrad.runs.settings import DISPLAY, SettingsT, override, settings_from_dict
 from handgrad.training.checkpoint import Checkpoint
 from handgrad.training.evaluation import (
@@ -134,7 +133,7 @@ class Run(Generic[SettingsT]):
             StoppedError: a signal stopped it; it can be resumed.
             UserError: something the user can mend.
         """
-        with self._threads():
+        with self.backend.hold_threads(self.settings):
             self._prepare()
             with nullcontext() if self.team.rank else locked(self.folder):
                 if self.is_new and not self.team.rank:
@@ -154,10 +153,6 @@ class Run(Generic[SettingsT]):
                     if self.is_new and not self.team.rank and not begun:
                         remove_stillborn(self.folder)
                     raise
-
-    def _threads(self) -> contextlib.AbstractContextManager[Any]:
-        n = self.settings.threads
-        return nullcontext() if n is None else threadpool_limits(n)
 
     def _settings(self) -> SettingsT:
         command = self.command
@@ -323,7 +318,11 @@ class Run(Generic[SettingsT]):
         loop, settings = self.loop, self.settings
         loop.observers = [MetricsRecorder(self.metrics), *self._spectators(), *self._observers]
         if not settings.quiet:
-            self._announce()
+            cost = self._petaflop(loop.total_steps)
+            for line in telling.beginning(self.dataset, settings, loop, cost):
+                print(line)
+            if loop.progress.step:
+                print(f"going on from {self._place()} in {self.folder}")
         begun = loop.progress.step
         with memory_for(f"training, in batches of {settings.batch_size} images"):
             done = loop.run()
@@ -373,8 +372,11 @@ class Run(Generic[SettingsT]):
                 accuracy_tta,
             )
             trained = begun != loop.progress.step
-            summary = result.write({} if trained else measured_before(self.folder, begun))
-            self._tell(summary)
+            measured = {} if trained else measured_before(self.folder, begun)
+            if (cost := self._petaflop(loop.progress.step)) is not None:
+                measured["petaflop"] = cost
+            summary = result.write(measured)
+            print(f"{telling.result(summary)}\nrun folder: {self.folder}", flush=True)
             result.draw()
             if self.settings.report:
                 result.report(summary, self.command.invocation)
@@ -391,31 +393,8 @@ class Run(Generic[SettingsT]):
         )
         return accuracy_of_mean(self.loop.learner, views, self.dataset.n_classes, self.team)
 
-    def _announce(self) -> None:
-        dataset, settings, loop = self.dataset, self.settings, self.loop
-        sizes = ", ".join(
-            f"{len(dataset.split(name)):,} {name}"
-            for name in ("train", "validation", "test")
-            if len(dataset.split(name))
-        )
-        print(f"{dataset.name}: {sizes} images of {'×'.join(map(str, dataset.image_shape))}")
-        epochs = f"{settings.epochs:,} epochs, " if settings.epochs else ""
-        print(
-            f"{count_parameters(loop.learner.weights()):,} parameters, {settings.optimizer}, "
-            f"learning rate {settings.lr:g}, {epochs}{loop.total_steps:,} steps of "
-            f"{settings.batch_size} images"
-        )
-        if loop.progress.step:
-            print(f"going on from {self._place()} in {self.folder}")
-
-    def _tell(self, summary: dict[str, Any]) -> None:
-        best, with_tta = summary["best_validation_accuracy"], summary.get("test_accuracy_tta")
-        print(
-            f"test accuracy {summary['test_accuracy']:.4f}"
-            + (f" ({with_tta:.4f} with test-time augmentation)" if with_tta is not None else "")
-            + f", test loss {summary['test_loss']:.4f}"
-            + (f", best validation accuracy {best:.4f}" if best is not None else "")
-            + f"; {summary['seconds']:.1f} s, {summary['images_per_second']:,.0f} images/s"
-            + f"\nrun folder: {self.folder}",
-            flush=True,
-        )
+    def _petaflop(self, steps: int) -> float | None:
+        """Return the products that so many steps cost; None if nobody counts them."""
+        shape = self.dataset.image_shape
+        operations = self.backend.training_operations(self.loop.learner, shape)
+        return None if operations is None else operations * self.loop.images_until(steps) / 1e15

@@ -59,7 +59,8 @@ class TrainSettings:
     groups: ClassVar[Mapping[str, str]] = _by_group(
         data="dataset data_dir validation_size validation_images preprocess augment",
         optimisation="batch_size epochs max_steps optimizer lr momentum nesterov weight_decay "
-        "schedule schedule_steps warmup_steps step_size gamma seed threads",
+        "weight_decay_of label_smoothing clip_grad_norm ema schedule schedule_steps "
+        "warmup_steps step_size gamma seed threads",
         evaluation="eval_every eval_splits tta target_accuracy detect_anomaly",
         output="out checkpoint_every quiet live report",
     )
@@ -100,7 +101,7 @@ class TrainSettings:
         least=1,
     )
     max_steps: int | None = setting(None, "steps to train for, instead of --epochs", least=1)
-    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adamw"))
+    optimizer: str = setting("sgd", "optimizer", choices=("sgd", "adam", "adamw"))
     lr: float = setting(
         0.1,
         "learning rate (also --learning_rate; default: 0.1, but 0.001 with Adam, 0.12 with Muon)",
@@ -112,6 +113,24 @@ class TrainSettings:
     nesterov: bool = setting(False, "Nesterov's variant of momentum")
     weight_decay: float = setting(
         0.0, "weight decay: an L2 penalty, but decoupled in adamw", least=0
+    )
+    weight_decay_of: str = setting(
+        "all",
+        "what weight decay is for; matrices, filters among them, leaves out biases and norms",
+        choices=("all", "matrices"),
+    )
+    label_smoothing: float = setting(
+        0.0, "share of the label given to all classes alike, in training", least=0, below=1
+    )
+    clip_grad_norm: float | None = setting(
+        None, "largest norm of all gradients together; longer ones are shortened to it", above=0
+    )
+    ema: float = setting(
+        0.0,
+        "decay of a moving average of the weights, which is then what is evaluated and saved "
+        "(0.999, say; default: none)",
+        least=0,
+        below=1,
     )
     schedule: str = setting(
         "constant",

@@ -60,6 +60,10 @@ class Learner(Protocol):
         """Restore what :meth:`state` returned; ValueError when it does not fit."""
         ...
 
+    def feature_maps(self, images: Any) -> list[tuple[str, Array]]:
+        """Return outputs (N, C, h, w) of layers on the way by name, for a picture; or none."""
+        ...
+
     def first_layer(self) -> Array:
         """Return the weights that look at the input, (n_filters, C·h·w), for a picture."""
         ...

@@ -53,24 +53,15 @@ class GraphLearner(NumpyLearner):
 
     Args:
         model: the network.
-        optimizer: made with ``list(model.trained_parameters().values())``.
-        label_smoothing: share of each training label that all classes get alike.
-        detect_anomaly: check the output of every layer, and the gradient of every parameter.
+        optimizer: made with ``model.trained_parameters()``.
+        options: those of the other learner; ``detect_anomaly`` checks the output of every layer,
+            and the gradient of every parameter.
 
     Shapes: images (N, ...), as the network takes them; labels (N,), integers, or one-hot (N, C).
     """
 
-    def __init__(
-        self,
-        model: Network,
-        optimizer: Optimizer,
-        *,
-        label_smoothing: float = 0.0,
-        detect_anomaly: bool = False,
-    ) -> None:
-        super().__init__(
-            model, optimizer, label_smoothing=label_smoothing, detect_anomaly=detect_anomaly
-        )
+    def __init__(self, model: Network, optimizer: Optimizer, **options: Any) -> None:
+        super().__init__(model, optimizer, **options)
         # The nodes hold the very arrays that the optimizer updates in place.
         trained = model.trained_parameters()
         self.nodes = {
@@ -85,7 +76,7 @@ class GraphLearner(NumpyLearner):
         Raises:
             FloatingPointError: the loss is not finite; no parameter is updated.
         """
-        self.model.train()
+        self._begin_step(lr)
         logits = self._logits(images)
         if np.ndim(labels) != 1:
             labels = class_indices(labels, *logits.value.shape)
@@ -99,12 +90,11 @@ class GraphLearner(NumpyLearner):
         if self.detect_anomaly:
             for node in reversed(trained):
                 check_finite(node.grad, f"the gradient of {node.name}")
-        self.optimizer.lr = lr
-        self.optimizer.step(grads)
+        self._end_step(grads)
         return float(loss.value), int((logits.value.argmax(axis=1) == labels).sum())
 
     def _eval_logits(self, images: Array) -> Array:
-        self.model.eval()
+        self._begin_evaluation()
         with no_grad():
             return self._logits(images).value
 

@@ -119,7 +119,7 @@ class Im2col:
 
     def _by_group(self, images: Array) -> Array:
         """Return (n, h, w, C) as (n, h, w, G, C/G), a view."""
-        return images.reshape(*images.shape[:3], self.groups, -1)
+        return images.reshape(*images.shape[:3], self.groups, images.shape[3] // self.groups)
 
     def _rows(self, y: Array) -> Array:
         """Return (n, OH, OW, O) as (G, n·OH·OW, O/G), a view."""

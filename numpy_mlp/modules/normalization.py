@@ -96,7 +96,7 @@ class LayerNormModule(_SampleNorm, takes_workspace=True):
         )
         rows = x.reshape(-1, math.prod(self.normalized_shape))
         x_hat, inv_std = self._standardise(rows)
-        self._remember(x_hat, inv_std)
+        self._remember(x_hat, inv_std, x.shape)
         y: Array = x_hat.reshape(x.shape)
         if self.params:
             y = y * self.params["weight"] + self.params["bias"]
@@ -104,13 +104,13 @@ class LayerNormModule(_SampleNorm, takes_workspace=True):
 
     def backward(self, dout: Array) -> Array:
         """Store ∂L/∂weight = Σ δ · x_hat and ∂L/∂bias = Σ δ, over samples; return ∂L/∂x."""
-        x_hat, inv_std = self._recall()
-        dout = self._real(dout, "dout")
+        x_hat, inv_std, shape = self._recall()
+        dout = self._upstream(dout, shape)
         g = rows = dout.reshape(x_hat.shape)
         if self.params:
-            shape = self.normalized_shape
-            self._grad("weight")[...] = np.sum(rows * x_hat, axis=0).reshape(shape)
-            self._grad("bias")[...] = rows.sum(axis=0).reshape(shape)
+            of_weight = self.normalized_shape
+            self._grad("weight")[...] = np.sum(rows * x_hat, axis=0).reshape(of_weight)
+            self._grad("bias")[...] = rows.sum(axis=0).reshape(of_weight)
             g = rows * self.params["weight"].reshape(-1)
         return self._through(g, x_hat, inv_std).reshape(dout.shape)
 
@@ -163,8 +163,9 @@ class GroupNormModule(_SampleNorm, takes_workspace=True):
             f"GroupNormModule.forward: x has shape {x.shape}, expected "
             f"(N, {self.num_channels}, ...)"
         )
-        x_hat, inv_std = self._standardise(x.reshape(len(x), self.num_groups, -1))
-        self._remember(x_hat, inv_std)
+        size = math.prod(x.shape[1:]) // self.num_groups
+        x_hat, inv_std = self._standardise(x.reshape(len(x), self.num_groups, size))
+        self._remember(x_hat, inv_std, x.shape)
         y: Array = x_hat.reshape(x.shape)
         if self.params:
             weight, bias = (self._of_channels(self.params[k], x.ndim) for k in ("weight", "bias"))
@@ -173,8 +174,8 @@ class GroupNormModule(_SampleNorm, takes_workspace=True):
 
     def backward(self, dout: Array) -> Array:
         """Store ∂L/∂weight = Σ δ · x_hat and ∂L/∂bias = Σ δ, over images and pixels; return dx."""
-        x_hat, inv_std = self._recall()
-        g = dout = self._real(dout, "dout")
+        x_hat, inv_std, shape = self._recall()
+        g = dout = self._upstream(dout, shape)
         if self.params:
             others = (0, *range(2, dout.ndim))
             self._grad("weight")[...] = np.sum(dout * x_hat.reshape(dout.shape), axis=others)

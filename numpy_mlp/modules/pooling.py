@@ -15,17 +15,7 @@ _CHUNK_BYTES = 1 << 18  # of images: a chunk is read once for each place of the 
 
 
 class _PoolModule(Module):
-    """A window that slides over each channel.
-
-    Args:
-        kernel_size: of the window; one number, or (rows, columns), as the next two.
-        stride: distance of one place of the window from the next; ``kernel_size`` by default, so
-            that windows do not overlap.
-        padding: rows and columns added on either side, at most half of the kernel.
-
-    Raises:
-        ValueError: a number is out of range, or the window is larger than an image.
-    """
+    """A window that slides over each channel."""
 
     def __init__(
         self,
@@ -65,18 +55,25 @@ class _PoolModule(Module):
 
 
 class MaxPool2dModule(_PoolModule, takes_workspace=True):
-    """The largest value that a window sees: ``y[n,c,r,s] = max_{i,j} x[n,c, r·stride + i - padding,
-    s·stride + j - padding]``, as ``torch.nn.MaxPool2d``.
+    """The largest value that a window sees, as ``torch.nn.MaxPool2d``.
 
-    Outside of the image x is -∞. Arguments and errors are those of the class's parent.
+    ``y[n,c,r,s] = max_{i,j} x[n,c, r·stride + i - padding, s·stride + j - padding]``, where x is -∞
+    outside of the image.
+
+    Args:
+        kernel_size: of the window; one number, or (rows, columns), as the next two.
+        stride: distance of one place of the window from the next; ``kernel_size`` by default, so
+            that windows do not overlap.
+        padding: rows and columns added on either side, at most half of the kernel.
 
     Shapes: ``x``, ``dx`` (N, C, H, W); ``y``, ``dout`` (N, C, OH, OW), with OH =
     ⌊(H + 2 padding - kernel) / stride⌋ + 1.
 
+    Raises:
+        ValueError: a number is out of range, or the window is larger than an image.
+
     Source: Ranzato et al., *Unsupervised Learning of Invariant Feature Hierarchies*, CVPR 2007.
     """
-
-    __doc__ += _PoolModule.__doc__.partition("\n")[2]  # type: ignore[union-attr]
 
     def forward(self, x: Array) -> Array:
         """Return the maxima, (N, C, H, W) -> (N, C, OH, OW)."""
@@ -137,12 +134,10 @@ class AvgPool2dModule(_PoolModule, takes_workspace=True):
     """The mean of what a window sees, as ``torch.nn.AvgPool2d``.
 
     ``y[n,c,r,s] = 1/(kH kW) Σ_{i,j} x[n,c, r·stride + i - padding, s·stride + j - padding]``; the
-    zeros of the padding count. Arguments and errors are those of the class's parent.
+    zeros of the padding count. Arguments and errors are those of :class:`MaxPool2dModule`.
 
     Shapes: ``x``, ``dx`` (N, C, H, W); ``y``, ``dout`` (N, C, OH, OW), as for max-pooling.
     """
-
-    __doc__ += _PoolModule.__doc__.partition("\n")[2]  # type: ignore[union-attr]
 
     def forward(self, x: Array) -> Array:
         """Return the means, (N, C, H, W) -> (N, C, OH, OW)."""

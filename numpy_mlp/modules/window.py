@@ -69,23 +69,16 @@ class Window:
         Raises:
             ValueError: it is larger than the padded image.
         """
-        places = [
-            (size + 2 * pad - (dilation * (kernel - 1) + 1)) // stride + 1
-            for size, kernel, stride, pad, dilation in zip(
-                (height, width),
-                self.kernel_size,
-                self.stride,
-                self.padding,
-                self.dilation,
-                strict=True,
-            )
-        ]
-        if min(places) < 1:
+        (top, left), (down, across) = self.padding, self.stride
+        reach = [d * (k - 1) + 1 for k, d in zip(self.kernel_size, self.dilation, strict=True)]
+        rows = (height + 2 * top - reach[0]) // down + 1
+        columns = (width + 2 * left - reach[1]) // across + 1
+        if min(rows, columns) < 1:
             raise ValueError(
-                f"a window of {self.kernel_size[0]}×{self.kernel_size[1]} does not fit on an image "
-                f"of {height}×{width} with a padding of {self.padding[0]} and {self.padding[1]}"
+                f"a window that reaches over {reach[0]}×{reach[1]} does not fit on an image of "
+                f"{height}×{width} with a padding of {top} and {left}"
             )
-        return places[0], places[1]
+        return rows, columns
 
     def padded(self, x: Array, buffer: Array, value: float = 0.0) -> Array:
         """Copy images (n, H, W, C) into ``buffer``, and ``value`` around them."""

@@ -59,6 +59,38 @@ def test_evaluation_changes_nothing(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_clipping_far_above_the_gradients_changes_nothing(rng: np.random.Generator) -> None:
+    x, y = _batch(rng)
+    learners = [_learner(), _learner()]
+    learners[1].clip_grad_norm = 1e6  # all gradients first, then the updates
+    for _ in range(3):
+        assert learners[0].train_step(x, y, 0.1) == learners[1].train_step(x, y, 0.1)
+    for name, array in learners[0].weights().items():
+        np.testing.assert_array_equal(learners[1].weights()[name], array)
+
+
+def test_label_smoothing_is_for_training_only(rng: np.random.Generator) -> None:
+    x, y = _batch(rng)
+    model = MLP(12, [7], 4)
+    learner = NumpyLearner(model, SGD(model.params, 0.1), label_smoothing=0.3)
+    smoothed, _ = learner.train_step(x, y, 0.0)
+    loss, _ = learner.eval_step(x, y)
+    p = learner.probabilities(x)
+    np.testing.assert_allclose(loss, -np.log(p[np.arange(6), y]).mean())
+    np.testing.assert_allclose(smoothed, 0.7 * loss - 0.3 * np.log(p).mean())
+
+
+def test_an_average_is_not_that_of_another_network() -> None:
+    model = MLP(12, [7], 4)
+    learner = NumpyLearner(model, SGD(model.params, 0.1), ema=0.9)
+    arrays, text = learner.state()
+    arrays["trained.layers.0.weight"] = np.zeros((7, 13))
+    with pytest.raises(ValueError, match="another network's"):
+        learner.load_state(arrays, text)
+    with pytest.raises(ValueError, match=r"decay of an average must be in \(0, 1\), got 1"):
+        NumpyLearner(model, SGD(model.params, 0.1), ema=1.0)
+
+
 def test_probabilities_are_those_behind_the_loss(rng: np.random.Generator) -> None:
     learner = _learner(dropout=0.5)
     x, y = _batch(rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy_mlp.optim import (
     SGD,
     AdamW,
     Optimizer,
+    clip_grad_norm,
     constant_schedule,
     cosine_schedule,
     linear_schedule,
@@ -27,6 +29,7 @@ CASES: list[tuple[Callable[..., Optimizer], Any, dict[str, Any]]] = [
     (SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}),
     (SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.8, "nesterov": True}),
     (SGD, torch.optim.SGD, {"lr": 0.05, "momentum": 0.8, "nesterov": True, "weight_decay": 0.1}),
+    (partial(AdamW, decoupled=False), torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
     (AdamW, torch.optim.AdamW, {"lr": 0.01}),
     (AdamW, torch.optim.AdamW, {"lr": 0.01, "weight_decay": 0.0}),
     (AdamW, torch.optim.AdamW, {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.5}),
@@ -117,6 +120,35 @@ def test_shapes_must_agree() -> None:
 def test_bad_values_are_named(make: Any, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         make([np.ones(3)], **options)
+
+
+@pytest.mark.parametrize("kind", [SGD, partial(AdamW, decoupled=False), AdamW])
+def test_weight_decay_of_some(kind: Callable[..., Optimizer], rng: np.random.Generator) -> None:
+    params = [rng.standard_normal(shape) for shape in SHAPES]
+    alone = [p.copy() for p in params]
+    grads = [rng.standard_normal(shape) for shape in SHAPES]
+    decays = [0.1, 0.0, 0.3]
+    kind(params, 0.1, weight_decay=decays).step(grads)
+    for p, grad, decay, found in zip(alone, grads, decays, params, strict=True):
+        kind([p], 0.1, weight_decay=decay).step([grad])
+        np.testing.assert_array_equal(p, found)
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clipping_is_pytorchs(max_norm: float, dtype: Any, rng: np.random.Generator) -> None:
+    grads = [rng.standard_normal(shape).astype(dtype) for shape in SHAPES]
+    twins = [torch.nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
+    for twin, grad in zip(twins, grads, strict=True):
+        twin.data = twin.data.to(getattr(torch, np.dtype(dtype).name))
+        twin.grad = torch.from_numpy(grad.copy())
+    norm = clip_grad_norm(grads, max_norm)
+    expected = torch.nn.utils.clip_grad_norm_(twins, max_norm)
+    tolerance = 1e-6 if dtype == np.float32 else 1e-12
+    assert norm == pytest.approx(expected.item(), rel=tolerance)
+    for twin, grad in zip(twins, grads, strict=True):
+        assert grad.dtype == dtype
+        np.testing.assert_allclose(grad, twin.grad, rtol=tolerance)
 
 
 def _torch_rates(make: Callable[[Any], Any], lr: float, steps: int) -> list[float]:

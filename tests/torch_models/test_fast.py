@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from custom_modules import CustomBatchNormManualModule
-from numpy_mlp import convnet, optim
+from numpy_mlp import convnet
 from numpy_mlp.learner import NumpyLearner
+from numpy_mlp.muon import Muon as NumpyMuon
 from torch_models import muon
 from torch_models.fast import FastConvNet
 from torch_models.learner import TorchLearner
@@ -69,10 +70,10 @@ def test_our_normalisation_learns_its_bias_alone_too() -> None:
 
 def _optimizers(
     ours: list[np.ndarray], theirs: list[nn.Parameter], **options: Any
-) -> tuple[optim.Muon, muon.Muon]:
+) -> tuple[NumpyMuon, muon.Muon]:
     rates = [0.05 + 0.1 * i for i in range(len(ours))]
     groups = [{"params": [p], "rest_lr": rate} for p, rate in zip(theirs, rates, strict=True)]
-    return optim.Muon(ours, 0.2, rest_lr=rates, **options), muon.Muon(groups, 0.2, **options)
+    return NumpyMuon(ours, 0.2, rest_lr=rates, **options), muon.Muon(groups, 0.2, **options)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 import numpy_mlp
+from numpy_mlp.autograd.learner import GraphLearner
 from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.optim import SGD
-from torch_models.learner import TorchLearner, is_out_of_memory
+from torch_models.device import is_out_of_memory
+from torch_models.learner import TorchLearner
 from torch_models.mlp import MLP
 
 
@@ -202,6 +204,45 @@ def test_bf16_autocast_trains_and_returns_float32(rng: np.random.Generator) -> N
     assert losses[-1] < 0.5 * losses[0]
     loss, _ = learner.eval_step(x.astype(np.float32), y)
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [NumpyLearner, GraphLearner])
+def test_smoothing_clipping_and_averaging_are_the_numpy_learners(
+    kind: type[NumpyLearner], rng: np.random.Generator
+) -> None:
+    options: dict[str, Any] = {"label_smoothing": 0.2, "clip_grad_norm": 0.3, "ema": 0.8}
+    torch.manual_seed(3)
+    twin = MLP(12, [7], 4, norm=torch.nn.BatchNorm1d).double()
+    theirs = TorchLearner(
+        twin, torch.optim.SGD(twin.parameters(), 0.1), torch.device("cpu"), **options
+    )
+    model = numpy_mlp.MLP(12, [7], 4, batch_norm=True)
+    ours = kind(model, SGD(model.params, 0.1), **options)
+    ours.load_weights(theirs.weights())
+    assert ours.ema is not None
+    ours.ema.load(theirs.weights(), 0)
+    start, trained = theirs.weights(), []
+    for step in range(12):
+        x, y = _batch(rng)
+        loss, _ = theirs.train_step(x, y, 0.5)
+        assert ours.train_step(x, y, 0.5)[0] == pytest.approx(float(loss), rel=1e-10)
+        trained.append({name: array.copy() for name, array in ours.ema.trained.items()})
+        if step % 3 == 0:  # evaluation sees the average, and does not disturb the training
+            evaluated, predicted = theirs.eval_step(x, y)
+            found = ours.eval_step(x, y)
+            assert found[0] == pytest.approx(float(evaluated), rel=1e-10)
+            np.testing.assert_array_equal(found[1], predicted)
+            shown = {name: array.numpy() for name, array in twin.state_dict().items()}
+            for name, array in theirs.weights().items():
+                np.testing.assert_array_equal(array, shown[name])
+    for name, array in theirs.weights().items():
+        np.testing.assert_allclose(ours.weights()[name], array, rtol=1e-9, atol=1e-12)
+    name = "layers.0.weight"
+    average = start[name]
+    for t, after in enumerate(trained, start=1):
+        decay = min(0.8, t / (t + 9))
+        average = decay * average + (1 - decay) * after[name]
+    np.testing.assert_allclose(ours.weights()[name], average, rtol=1e-9)
 
 
 def test_first_layer_is_flat() -> None:

@@ -66,9 +66,17 @@ def _abstract(cls: type) -> str:
 
 
 def _base(cls: Any) -> str:
-    leaves = cls.__subclasses__() and (unwritten(cls.forward) or unwritten(cls.backward))
-    if inspect.isabstract(cls) or leaves:
+    hooks = [method for method in vars(cls).values() if inspect.isfunction(method)]
+    leaves = cls.__subclasses__() and (
+        unwritten(cls.forward)
+        or unwritten(cls.backward)
+        or any(unwritten(hook, raises=True) for hook in hooks)
+    )
+    if inspect.isabstract(cls) or leaves or getattr(cls, "_is_protocol", False):
         return "a base class: its forward or backward is left to others"
+    signature = inspect.signature(cls.forward)
+    if signature.return_annotation in (None, "None") and len(signature.parameters) > 3:
+        return "no layer: its forward returns nothing"
     return ""
 
 
@@ -124,7 +132,7 @@ def _by_other_names(cls: type) -> str | None:
     return f"it has {names[0]} and {names[1]}, where forward and backward are looked for"
 
 
-def unwritten(function: Any) -> bool:
+def unwritten(function: Any, *, raises: bool = False) -> bool:
     """Say whether a function does nothing, or raises an exception before anything else."""
     try:
         (definition,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
@@ -133,7 +141,7 @@ def unwritten(function: Any) -> bool:
     if not isinstance(definition, ast.FunctionDef):
         return False
     body = [s for s in definition.body if not _says_nothing(s)]
-    return not body or isinstance(body[0], ast.Raise)
+    return isinstance(body[0], ast.Raise) if body else not raises
 
 
 def _says_nothing(statement: ast.stmt) -> bool:

@@ -54,8 +54,9 @@ def module_subjects(probe: Probe) -> list[Subject]:
 
 def _kind(probe: Probe, made: Made, label: str) -> Kind:
     template = made.template
-    if callable(getattr(template, "train", None)):
-        template.train()
+    mode = getattr(template, "eval" if probe.point.evaluation else "train", None)
+    if callable(mode):
+        mode()
     names = [p.name for p in required(parameters_of(template.forward))] or ["x"]
     takes = len([p for p in required(parameters_of(template.backward)) if p.name not in RATES])
     if len(names) == 2 and (takes == 2 or names[1].lower() in NAMES["target"]):

@@ -14,14 +14,14 @@ from collections.abc import Callable
 import numpy as np
 
 from handgrad.checker.differences import Case
-from handgrad.checker.mistakes import chain_rule, factors, jacobian, state, sums, where
-from handgrad.checker.mistakes.look import Look, Row, Rows, ratio
+from handgrad.checker.mistakes import chain_rule, factors, images, jacobian, state, sums, where
+from handgrad.checker.mistakes.look import Look, Row, Rows, ratio, same
 from handgrad.checker.subject import Array
 
 _Questions = tuple[Callable[[Look], Rows], ...]
 
 _FIRST: _Questions = (sums.wrong_type, state.not_finite)
-_OF_ANOTHER_SHAPE: _Questions = (state.accumulation, sums.wrong_shape)
+_OF_ANOTHER_SHAPE: _Questions = (state.accumulation, images.windows, sums.wrong_shape)
 # What is right but for so little agrees with a mistake whose effect is small, as with the truth.
 _TINY, _ALMOST_RIGHT = 1e-4, (factors.factor, factors.rounded, factors.nearly)
 _WRONG: _Questions = (
@@ -33,6 +33,7 @@ _WRONG: _Questions = (
     factors.rounded,
     chain_rule.upstream_ignored,
     chain_rule.upstream_powers,
+    images.windows,
     sums.one_slice,
     sums.wrong_sum_axis,
     chain_rule.swapped,
@@ -48,6 +49,7 @@ _WRONG: _Questions = (
     factors.nearly,
     jacobian.jacobian,
     chain_rule.linear,
+    jacobian.statistics,
     jacobian.normalised,
     chain_rule.by_output,
     where.another_mask,
@@ -62,12 +64,17 @@ _WRONG: _Questions = (
 def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[str, str]:
     """Return the name of a mistake, and a sentence, for a gradient that is wrong there."""
     look = Look(case, name, analytic, numerical)
-    if np.isnan(numerical).any():  # too many entries to look at all of them
-        return factors.of_some(look)
     questions = _WRONG
+    if np.isnan(numerical).any():  # too many entries to look at all of them
+        right, seen = images.right(look), ~np.isnan(numerical)
+        if right is None or not same(right[seen], numerical[seen]):
+            return factors.of_some(look)
+        look, questions = Look(case, name, analytic, right), (images.windows,)
     if analytic.shape != numerical.shape:
         questions = _OF_ANOTHER_SHAPE
-    elif np.abs(analytic - numerical).max(initial=0.0) < _TINY * np.abs(numerical).max(initial=0.0):
+    elif np.nanmax(np.abs(analytic - numerical), initial=0.0) < _TINY * np.nanmax(
+        np.abs(numerical), initial=0.0
+    ):
         questions = _ALMOST_RIGHT
     with np.errstate(all="ignore"):
         for question in (*_FIRST, *questions):
@@ -77,6 +84,8 @@ def diagnose(case: Case, name: str, analytic: Array, numerical: Array) -> tuple[
                         return row[0], says
             except Exception:  # the code looked at may fail at the points that a question needs
                 continue
+    if np.isnan(numerical).any():
+        return factors.of_some(Look(case, name, analytic, numerical))
     return "unknown", f"fits no known mistake; {_similarity(analytic, numerical)}"
 
 

@@ -8,7 +8,11 @@ import numpy as np
 
 from handgrad.checker.differences import Case, is_float32
 from handgrad.checker.mistakes.look import Look, Rows, ratio, same
+from handgrad.checker.mistakes.windows import find
 from handgrad.checker.subject import Array
+
+# What a mean may be of, by the number of its entries.
+_MEANS = {"kH · kW": "a window's entries", "H · W": "an image's pixels"}
 
 
 def factor(look: Look) -> Rows:
@@ -38,10 +42,21 @@ def kind_of_factor(c: float, look: Look) -> tuple[str, str]:
     if name.lstrip("-") == "1/N":
         text = f"{1 / abs(c):g} times too small: divided by the batch size, which only the loss "
         return "extra-1/N", f"{text}does{sign}"
+    for entries, mean in _MEANS.items():
+        if name == entries:
+            text = f"{c:g} times too large: the factor 1/({entries}) of the mean of {mean} is missing"
+            return f"missing-1/({_bare(entries)})", text
+        if name == f"1/({entries})":
+            text = f"{1 / c:g} times too small: divided by {entries}, the number of {mean}: it is a "
+            return f"extra-1/({_bare(entries)})", f"{text}sum, or the division has been made already"
     value = f"{c:.6g}"
     bare = name[1:-1] if name.startswith("(") and name.endswith(")") else name
     what = "" if name in (value, value.lstrip("-")) else f" ({bare})"
     return "constant-factor", f"{value} times what it should be{what}, everywhere"
+
+
+def _bare(name: str) -> str:
+    return name.replace(" ", "")
 
 
 def by(c: float, look: Look) -> str:
@@ -78,12 +93,12 @@ def _names(c: float, look: Look) -> list[str]:
 def _quantities(look: Look) -> dict[str, float]:
     """Return the numbers of the problem that a factor may be, by name."""
     found: dict[str, float] = {"2": 2.0, "3": 3.0, "ln 2": float(np.log(2))}
-    module = getattr(look.subject.start(), "module", None)
-    own = {k: v for k, v in getattr(module, "__dict__", {}).items() if not k.startswith("_")}
-    for key, value in {**own, **look.subject.settings}.items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and value not in (0, 1):
+    if (sliding := find(look)) is not None:
+        found |= sliding.kernel
+    for key, value in look.numbers().items():
+        if value not in (0, 1):
             rest = 1.0 - value
-            found |= {key: float(value), f"(1 - {key})": rest, f"{key}/(1 - {key})": value / rest}
+            found |= {key: value, f"(1 - {key})": rest, f"{key}/(1 - {key})": value / rest}
     if look.batch > 1:
         found |= {"N": look.batch, "N - 1": look.batch - 1.0}
     dout, x = look.dout, look.x

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from handgrad.checker.mistakes.look import Look, Rows, same
@@ -43,6 +45,40 @@ def jacobian(look: Look) -> Rows:
         for factor in (v.reshape(-1, 1), v.reshape(1, -1)):
             found = same(ours[beside] * np.broadcast_to(factor, ours.shape)[beside], true[beside])
             yield "missing-factor", text, found
+
+
+def statistics(look: Look) -> Rows:
+    """Of a normalisation: are the means in dx those of other axes, or of another number?"""
+    x, y = look.x, look.y
+    if not look.elementwise or x.ndim < 3 or len(look.case.douts) > 1:
+        return
+    names = ("samples", "channels", "rows", "columns")[: x.ndim]
+    every = [c for k in range(1, x.ndim + 1) for c in itertools.combinations(range(x.ndim), k)]
+    for axes in every:
+        deviation = x - x.mean(axis=axes, keepdims=True)
+        variance = (deviation**2).mean(axis=axes, keepdims=True)
+        slope = (y * deviation).mean(axis=axes, keepdims=True) / variance
+        if not same(slope * deviation, y - y.mean(axis=axes, keepdims=True), 1e-9):
+            continue
+        for eps in (*look.numbers().values(), 1e-5, 1e-8, 0.0):
+            std = np.sqrt(variance + eps)
+            x_hat, g = deviation / std, look.dout * slope * std
+
+            def dx(over: tuple[int, ...], factor: float = 1.0) -> Array:
+                mean, along = (v.mean(axis=over, keepdims=True) for v in (g, g * x_hat))
+                return (g - factor * mean - x_hat * factor * along) / std
+
+            if not same(dx(axes), look.n, 1e-6):
+                continue
+            right = " and ".join(names[axis] for axis in axes)
+            for over in every:
+                text = f"the means in dx are over {' and '.join(names[axis] for axis in over)}, "
+                yield "wrong-mean", f"{text}those of forward over {right}", dx(over)
+                size = np.prod([x.shape[axis] for axis in over])
+                count = np.prod([x.shape[axis] for axis in axes]) / size
+                text = f"the sums in dx are divided by {size}, where they are over {right}"
+                yield "wrong-mean", text, dx(axes, count)
+            return
 
 
 def normalised(look: Look) -> Rows:

@@ -51,6 +51,16 @@ class Look:
         """The largest error, relative to the largest entry."""
         return float(np.abs(self.a - self.n).max() / np.abs(self.n).max())
 
+    def numbers(self) -> dict[str, float]:
+        """Return the numbers that the object holds, or was made with, by name."""
+        module = getattr(self.subject.start(), "module", None)
+        own = {k: v for k, v in getattr(module, "__dict__", {}).items() if not k.startswith("_")}
+        return {
+            key: float(value)
+            for key, value in {**own, **self.subject.settings}.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
     def evaluate(self, **changed: Array) -> tuple[Array, ...]:
         """Return the outputs where variables are replaced."""
         return self.subject.evaluate({**self.case.variables, **changed}, self.case.warm)

@@ -395,13 +395,24 @@ SETTINGS: dict[str, tuple[dict[str, Any], Callable[[Any], bool]]] = {
     ),
     "weight_std": ({"weight_std": 1e-4}, lambda made: made.first_layer().std() < 2e-4),
     "momentum": ({"momentum": 0.75}, lambda made: made.optimizer.momentum == 0.75),
-    "weight_decay": ({"weight_decay": 0.5}, lambda made: made.optimizer.weight_decay == 0.5),
+    "weight_decay": ({"weight_decay": 0.5}, lambda made: set(made.optimizer.weight_decay) == {0.5}),
     "adamw decay": (
         {"optimizer": "adamw", "weight_decay": 0.5},
         lambda made: (
-            type(made.optimizer).__name__ == "AdamW" and made.optimizer.weight_decay == 0.5
+            type(made.optimizer).__name__ == "AdamW" and set(made.optimizer.weight_decay) == {0.5}
         ),
     ),
+    "adam": (
+        {"optimizer": "adam"},
+        lambda made: type(made.optimizer).__name__ == "AdamW" and not made.optimizer.decoupled,
+    ),
+    "weight_decay_of": (
+        {"weight_decay": 0.5, "weight_decay_of": "matrices"},
+        lambda made: made.optimizer.weight_decay == [0.5, 0.0, 0.5, 0.0],
+    ),
+    "label_smoothing": ({"label_smoothing": 0.1}, lambda made: made.loss.label_smoothing == 0.1),
+    "clip_grad_norm": ({"clip_grad_norm": 2.0}, lambda made: made.clip_grad_norm == 2),
+    "ema": ({"ema": 0.9}, lambda made: made.ema is not None and made.ema.decay == 0.9),
     "nesterov": ({"momentum": 0.5, "nesterov": True}, lambda made: made.optimizer.nesterov),
     "hidden_dims": ({"hidden_dims": (7, 5)}, lambda made: made.first_layer().shape == (7, 64)),
 }
@@ -443,6 +454,12 @@ def test_cifar10_in_a_hundred_steps(real_data: Path, tmp_path: Path) -> None:
     [
         ("float32", "--momentum 0.9 --lr 0.02", 1e-5),
         ("float64", "--dropout 0.2 --batch-norm --activation sigmoid", 1e-10),
+        (
+            "float64",
+            "--batch-norm --optimizer adam --weight-decay 1e-3 --weight-decay-of matrices "
+            "--label-smoothing 0.1 --clip-grad-norm 0.5 --ema 0.9",
+            1e-9,
+        ),
     ],
 )
 def test_both_engines_give_the_same_run(

@@ -58,6 +58,8 @@ def test_a_run_writes_every_file_and_repeats(tmp_path: Path, name: str) -> None:
         ("mlp", "--augment crop", 3),
         ("mlp", "--augment flip,randaugment --mixup 0.4 --input-dropout 0.1", 7),
         ("convnet", "--augment crop", 7),
+        ("convnet", "--weight-decay 0.1 --weight-decay-of matrices --ema 0.9", 7),
+        ("mlp", "--ema 0.9 --clip-grad-norm 1 --label-smoothing 0.1", 7),
         ("convnet", "--cutmix 1 --mixup 0.2", 3),
         pytest.param(
             "mlp",
@@ -111,13 +113,21 @@ def test_the_networks_learn(tmp_path: Path) -> None:
         assert train_convnet([*options, *argv.split(), *out]) == 0, norm
 
 
-@pytest.mark.parametrize(("precision", "rel"), [("float64", 1e-9), ("float32", 1e-3)])
+SGD = "--momentum 0.9 --weight-decay 0.001"
+ADAM = "--optimizer adam --weight-decay 0.01 --weight-decay-of matrices --label-smoothing 0.1 "
+ADAM += "--clip-grad-norm 0.5 --ema 0.9"
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "rel"),
+    [(SGD, "float64", 1e-9), (SGD, "float32", 1e-3), (ADAM, "float64", 1e-8)],
+)
 @pytest.mark.usefixtures("no_pictures")
 def test_the_same_seed_is_the_same_run_as_in_numpy(
-    tmp_path: Path, precision: str, rel: float
+    tmp_path: Path, options: str, precision: str, rel: float
 ) -> None:
-    options = "--max-steps 40 --eval-every 1 --hidden-dims 20,15 --batch-norm --momentum 0.9 "
-    options += "--weight-decay 0.001 --activation elu --seed 3 --quiet --out"
+    options += " --max-steps 40 --eval-every 1 --hidden-dims 20,15 --batch-norm --activation elu "
+    options += "--seed 3 --quiet --out"
     numpy, pytorch = tmp_path / "numpy", tmp_path / "pytorch"
     assert train_mlp_numpy([*options.split(), str(numpy), "--dtype", precision]) == 0
     assert train_mlp_pytorch([*options.split(), str(pytorch), "--precision", precision]) == 0

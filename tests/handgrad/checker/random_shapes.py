@@ -19,6 +19,7 @@ import numpy as np
 import custom_modules.custom_batchnorm
 import custom_modules.custom_layernorm
 import numpy_mlp.autograd.ops
+import numpy_mlp.convnet
 import numpy_mlp.mlp
 import numpy_mlp.modules
 from handgrad.checker.candidates import NoInputError
@@ -30,6 +31,9 @@ from handgrad.checker.probe import Given, Point, Sizes
 _MODULES = [
     *(getattr(numpy_mlp.modules, name) for name in ("activations", "batchnorm", "dropout")),
     *(getattr(numpy_mlp.modules, name) for name in ("flatten", "linear", "losses", "softmax")),
+    *(getattr(numpy_mlp.modules, name) for name in ("convolution", "pooling", "normalization")),
+    numpy_mlp.modules.containers,
+    numpy_mlp.convnet,
     numpy_mlp.mlp,
     *(getattr(numpy_mlp.autograd.ops, name) for name in ("elementwise", "matrices", "shapes")),
     custom_modules.custom_batchnorm,

@@ -744,9 +744,10 @@ class MaxPool2d:
         for i in range(dout.shape[2]):
             for j in range(dout.shape[3]):
                 w = self.x[:, :, i * s : i * s + k, j * s : j * s + k]
+                first = w.reshape(*w.shape[:2], -1).argmax(-1)[..., None] == np.arange(k * k)
                 dx[:, :, i * s : i * s + k, j * s : j * s + k] += (
-                    w == self.out[:, :, i, j][:, :, None, None]
-                ) * dout[:, :, i, j][:, :, None, None]
+                    first.reshape(w.shape) * dout[:, :, i, j][:, :, None, None]
+                )
         return dx
 
 
@@ -765,6 +766,7 @@ class MaxPoolReshape:
         N, C, h, _, w, _ = self.xr.shape
         k = self.k
         m = self.xr == self.out[:, :, :, None, :, None]
+        m = m / m.sum((3, 5), keepdims=True)  # equal entries share the gradient
         return (m * dout[:, :, :, None, :, None]).reshape(N, C, h * k, w * k)
 
 

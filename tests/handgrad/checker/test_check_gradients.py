@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT
+from planted_convolutions import CORRECT as CORRECT_CONVOLUTIONS
+from planted_convolutions import MISTAKES as MISTAKES_OF_CONVOLUTIONS
 from planted_mistakes import CORRECT, MISTAKES
 from random_shapes import correct_classes, false_alarms
 
@@ -44,12 +46,21 @@ def wrong(result: dict[str, Any]) -> list[tuple[str, str]]:
     return [(f["diagnosis"], f["variable"]) for f in result["findings"] if f["verdict"] != "ok"]
 
 
-@pytest.fixture(scope="module")
-def planted() -> dict[str, dict[str, Any]]:
-    command = [sys.executable, "-m", "handgrad", "check-gradients", str(PLANTED), "--json"]
+def checked(file: Path) -> dict[str, dict[str, Any]]:
+    command = [sys.executable, "-m", "handgrad", "check-gradients", str(file), "--json"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, result.stderr
     return {found["class"]: found for found in json.loads(result.stdout)["classes"]}
+
+
+@pytest.fixture(scope="module")
+def planted() -> dict[str, dict[str, Any]]:
+    return checked(PLANTED)
+
+
+@pytest.fixture(scope="module")
+def planted_convolutions() -> dict[str, dict[str, Any]]:
+    return checked(PLANTED.with_name("planted_convolutions.py"))
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -57,6 +68,47 @@ def test_a_planted_mistake_is_named(name: str, planted: dict[str, dict[str, Any]
     found = wrong(planted[name])
     assert MISTAKES[name] in found
     assert {diagnosis for diagnosis, _ in found} == {MISTAKES[name][0]}
+
+
+@pytest.mark.parametrize("name", MISTAKES_OF_CONVOLUTIONS)
+def test_a_planted_mistake_of_a_convolution_or_a_pooling_is_named(
+    name: str, planted_convolutions: dict[str, dict[str, Any]]
+) -> None:
+    diagnosis, variable = MISTAKES_OF_CONVOLUTIONS[name]
+    found = wrong(planted_convolutions[name])
+    assert (diagnosis, variable) in found
+    assert {kind for kind, _ in found} == {diagnosis}
+
+
+def test_right_layers_of_images_are_right(planted_convolutions: dict[str, Any]) -> None:
+    assert planted_convolutions.keys() == {*MISTAKES_OF_CONVOLUTIONS, *CORRECT_CONVOLUTIONS}
+    for name in CORRECT_CONVOLUTIONS:
+        assert wrong(planted_convolutions[name]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ConvTransposedKernel", "its rows and columns are exchanged"),
+        ("ConvPaddingNotCutOff", "whose edges are to be cut off"),
+        ("ConvStrideForgotten", "the stride of 2 is forgotten"),
+        ("ConvOverwrites", "their gradients have to add up (+=, or np.add.at)"),
+        ("ConvLoopsWeightOverwritten", "only the last place of an image counts"),
+        ("ConvBiasOverFilters", "summed over its axes (1, 2, 3)"),
+        ("ConvBiasMeanOfPixels", "divided by H · W, the number of an image's pixels"),
+        ("ConvRowsOfChannels", "by a reshape where a transpose is needed"),
+        ("MaxPoolMaskOfTies", "it belongs to one of them, by argmax"),
+        ("MaxPoolMinimum", "goes to the smallest entry"),
+        ("AvgPoolNoMean", "the factor 1/(kH · kW) of the mean of a window's entries is missing"),
+        ("AvgPoolOverSide", "2 times what it should be (k)"),
+        ("BatchNorm2dOverTheBatch", "over samples, those of forward over samples and rows"),
+    ],
+)
+def test_the_sentence_of_a_convolution_says_more_than_the_name(
+    name: str, says: str, planted_convolutions: dict[str, dict[str, Any]]
+) -> None:
+    found = planted_convolutions[name]["findings"]
+    assert any(says in finding["explanation"] for finding in found), found
 
 
 def test_enough_are_planted_and_none_goes_unlooked_at(planted: dict[str, Any]) -> None:

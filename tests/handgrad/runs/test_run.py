@@ -31,6 +31,8 @@ EVERYTHING = """
 """
 ADAMW = """
     --optimizer adamw --lr 0.01 --dtype float64 --hidden-dims 8 --dropout 0.2 --augment crop
+    --batch-norm --weight-decay 1e-3 --weight-decay-of matrices --label-smoothing 0.1
+    --clip-grad-norm 1 --ema 0.9
     --batch-size 100 --max-steps 20 --eval-every 7
 """
 

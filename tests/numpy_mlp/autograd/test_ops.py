@@ -60,6 +60,13 @@ CASES: dict[str, Case] = {
         {"targets": INDICES},
         lambda x: functional.cross_entropy(x, torch.from_numpy(INDICES)),
     ),
+    "SoftmaxCrossEntropy_smoothed": (
+        [(5, 4)],
+        {"targets": INDICES, "label_smoothing": 0.3},
+        lambda x: torch.nn.functional.cross_entropy(
+            x, torch.from_numpy(INDICES), label_smoothing=0.3
+        ),
+    ),
     "Squeeze": ([(5, 1, 4)], {"dim": 1}, lambda x: x.squeeze(1)),
     "Unsqueeze": ([(5, 4)], {"dim": -1}, lambda x: x.unsqueeze(-1)),
     "Reshape": ([(6, 4)], {"shape": (3, -1)}, lambda x: x.reshape(3, -1)),
