@@ -48,7 +48,6 @@ class NumpyConvNetSettings(TrainSettings):
 
 PRESETS = {
     "uva-2018": TORCH_PRESETS["uva-2018"],
-    "vu-mnist": TORCH_PRESETS["vu-mnist"],
     "best-mnist": TORCH_PRESETS["best-mnist"],
     "fast": TORCH_PRESETS["fast"],
     # Found on 5,000 of the training images, held out, as the other is.
