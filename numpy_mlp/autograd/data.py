@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import os
-<<<<<<< HEAD
-=======
 import re
->>>>>>> h-datasets
 import zlib
 from pathlib import Path
 from typing import Any
@@ -96,13 +93,8 @@ def _read(folder: Path, name: str) -> Array:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-<<<<<<< HEAD
-            raise ValueError(f"{found[0]} is truncated or damaged: {error}") from None
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
-=======
             raise ValueError(f"{found[0]} is truncated or damaged ({error})") from None
-    if data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
->>>>>>> h-datasets
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise ValueError(f"{found[0]} is not an IDX file of bytes")
     header = 4 + 4 * data[3]
     shape = tuple(int(n) for n in np.frombuffer(data[4:header], dtype=">u4"))
