@@ -54,10 +54,10 @@ def inputs(results: Path) -> int:
     return sum(line.get("inputs", 0) for line in lines)
 
 
-def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
+def test_two_thousand_damaged_files(tmp_path: Path) -> None:
     """The campaign is killed itself on the way, and goes on."""
     results = tmp_path / "fuzz.jsonl"
-    arguments = ("--count", "10000", "--engines", "hypothesis", "random")
+    arguments = ("--count", "2000", "--engines", "hypothesis", "random")
     process = start(*arguments, results=results)
     while not inputs(results):
         assert process.poll() is None, process.communicate()
@@ -70,12 +70,12 @@ def test_ten_thousand_damaged_files(tmp_path: Path) -> None:
     assert process.returncode == 0, output
     assert "FOUND" not in output
     assert results.read_text().startswith(before)
-    assert 10_000 <= inputs(results) < 10_400
+    assert 1990 <= inputs(results) < 2200
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris is not installed")
 def test_led_by_the_code(tmp_path: Path) -> None:
-    process = start("--count", "1000", "--engines", "atheris", results=tmp_path / "fuzz.jsonl")
+    process = start("--count", "500", "--engines", "atheris", results=tmp_path / "fuzz.jsonl")
     output, _ = process.communicate()
     assert process.returncode == 0, output
 
