@@ -170,6 +170,8 @@ def _read_picture(picture: Any, image_shape: tuple[int, ...]) -> Images:
 
 def _converted(picture: Any, name: str, image_shape: tuple[int, ...]) -> Images:
     channels, height, width = image_shape
+    if picture.format == "EPS":  # Pillow would let Ghostscript run it
+        raise UserError(f"{name} is a PostScript program, no picture; convert it to PNG first")
     if picture.size != (width, height):
         raise UserError(
             f"{name} is {picture.width} wide and {picture.height} high; this network was trained "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,16 @@ def test_pictures_become_what_the_network_saw(grey: np.ndarray) -> None:
 def test_pictures_that_are_refused(picture: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         as_pixels(picture, GREY)
+
+
+def test_a_picture_that_is_a_program_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"  # Pillow goes by the content
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("it was run"))
+    with pytest.raises(UserError, match=r"picture\.png is a PostScript program"):
+        as_pixels(path, GREY)
 
 
 def test_a_damaged_picture_is_named(colour: np.ndarray, tmp_path: Path) -> None:
