@@ -89,7 +89,7 @@ def test_every_failpoint_is_reached(point: str, tmp_path: Path) -> None:
     arguments = command("NumPy modules", "short", folder)
     assert Process("NumPy modules", point, 3, arguments, new=True).wait() == -9
     assert (folder / "checkpoint.safetensors").exists()
-    assert not (folder / "model.safetensors").exists()
+    assert not (folder / "summary.json").exists()
     half = (folder / ".checkpoint.safetensors.tmp").exists()
     assert half == (point in ("open", "half", "written", "flushed"))
     if point == "row":
