@@ -18,6 +18,11 @@ def training_operations(model: Network, shape: tuple[int, ...]) -> int:
     that it is used at, in the forward pass, in ∂L/∂W of what is trained, and in ∂L/∂x of what has
     something trained before it.
     """
+    return sum(map(sum, operations_of_layers(model, shape).values()))
+
+
+def operations_of_layers(model: Network, shape: tuple[int, ...]) -> dict[Module, tuple[int, int]]:
+    """Return those of each layer with parameters: of its forward pass, of its backward pass."""
     places: dict[Module, int] = {}
 
     def counted(module: Module, forward: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -39,11 +44,11 @@ def training_operations(model: Network, shape: tuple[int, ...]) -> int:
         model.train(training)
         for layer in layers:
             del layer.forward
-    total, something_trained = 0, False
+    operations, something_trained = {}, False
     for layer in layers:
         weight = layer.params.get("weight")
-        if weight is not None and weight.ndim > 1:
-            passes = 1 + ("weight" not in layer.frozen) + something_trained
-            total += 2 * passes * places[layer] * weight.size
+        once = 2 * places[layer] * weight.size if weight is not None and weight.ndim > 1 else 0
+        passes_back = ("weight" not in layer.frozen) + something_trained
+        operations[layer] = once, passes_back * once
         something_trained |= is_trained(layer)
-    return total
+    return operations

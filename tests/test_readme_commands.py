@@ -18,7 +18,7 @@ from data_files import write_cifar, write_mnist
 from handgrad import plot_runs
 from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
 from handgrad.benchmark import command as benchmark
-from handgrad.benchmark import steps, workers
+from handgrad.benchmark import convnets, steps, workers
 from handgrad.benchmark import whole_commands as runs
 from handgrad.checker import command as check_gradients
 from handgrad.environment import HOLDS
@@ -195,7 +195,8 @@ def small(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
     monkeypatch.setattr(steps, "_RACE", tuple(r for r in steps._RACE if r[1] in ("eager", "ours")))
     monkeypatch.setattr(steps, "_SGEMM_SIZES", (64,))
     monkeypatch.setattr(steps, "_COPIED_BYTES", 1 << 16)
-    monkeypatch.setattr(steps, "_CONVNET_BATCHES", (2,))
+    monkeypatch.setattr(convnets, "_NETWORKS", (("fast", 2),))
+    monkeypatch.setattr(convnets, "_VGG_BATCHES", (2,))
     monkeypatch.setattr(workers, "_SETTLE", 0.0)
     monkeypatch.setattr(runs, "_PRESET", ("--preset", "uva-2018", "--max-steps", "2"))
     monkeypatch.setattr(runs, "_BATCH_SIZES", (32,))

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from handgrad.benchmark import norms, steps
+from handgrad.benchmark import convnets, norms, steps
 from handgrad.benchmark import whole_commands as runs
 from handgrad.benchmark.report import Report
 from handgrad.console import Parser, command
@@ -16,7 +16,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Report]] = {
     "step": steps.step,
     "growth": steps.growth,
     "engine": steps.engine,
-    "convnet": steps.convnet,
+    "convnet": convnets.convnet,
     "norm": norms.norm,
     "run": runs.run,
     "loader": runs.loader,

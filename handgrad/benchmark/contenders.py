@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handgrad.environment import describe_environment
+from handgrad.environment import describe_environment, peak_memory_bytes
 
 Array = NDArray[Any]
 Step = Callable[[], object]
@@ -168,6 +168,101 @@ def convnet(workload: Workload, threads: int, tuned: bool = False) -> Step:
     return lambda: learner.train_step(images, labels, 1e-4)
 
 
+def numpy_convnet(workload: Workload, threads: int) -> Step:
+    """Return a step of a convolutional network in NumPy; see :func:`torch_convnet`."""
+    from numpy_mlp.learner import NumpyLearner
+    from numpy_mlp.modules import SoftMaxCrossEntropyModule
+    from numpy_mlp.muon import Muon
+    from numpy_mlp.optim import AdamW
+    from numpy_mlp.workspace import Workspace
+
+    model, images, labels = _numpy_convnet(workload, threads)
+    if workload["update"]:
+        kind = Muon if workload["model"] == "fast" else AdamW
+        learner = NumpyLearner(model, kind(model.trained_parameters(), 1e-4))
+        return lambda: learner.train_step(images, labels, 1e-4)
+    loss, workspace = SoftMaxCrossEntropyModule(), Workspace()
+
+    def step() -> None:
+        with workspace.lent_to(model.modules()):
+            _, dlogits = loss.loss_and_gradient(model.logits(images), labels)
+            model.backward_parameters(dlogits)
+
+    return step
+
+
+def numpy_layers(workload: Workload, threads: int) -> Step:
+    """Return a step that answers with the seconds of each layer, forward and then backward."""
+    from numpy_mlp.modules import SoftMaxCrossEntropyModule
+    from numpy_mlp.workspace import Workspace
+
+    model, images, labels = _numpy_convnet(workload, threads)
+    loss, workspace = SoftMaxCrossEntropyModule(), Workspace()
+
+    def step() -> list[float]:
+        with workspace.lent_to(model.modules()):
+            x, times = images, [time.perf_counter()]
+            for layer in model.chain:
+                x = layer.forward(x)
+                times.append(time.perf_counter())
+            _, dlogits = loss.loss_and_gradient(x, labels)
+            back = [time.perf_counter()]
+            model.backward_parameters(dlogits, lambda layer: back.append(time.perf_counter()))
+        return [*np.diff(times), *np.diff(back)[::-1]]
+
+    return step
+
+
+def _numpy_convnet(workload: Workload, threads: int) -> tuple[Any, Array, Array]:
+    """Return a network, and images and labels for it."""
+    from threadpoolctl import threadpool_limits
+
+    from numpy_mlp.convnet import CONVNETS
+    from numpy_mlp.parallel import set_num_threads
+
+    threadpool_limits(1)  # for each of the threads that share out the batch
+    set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    model = CONVNETS[workload["model"]]((3, 32, 32), 10, dtype=np.float32, rng=rng)
+    return model, *_images(workload)
+
+
+def _images(workload: Workload) -> tuple[Array, Array]:
+    rng, n = np.random.default_rng(0), workload["batch_size"]
+    return rng.standard_normal((n, 3, 32, 32), dtype=np.float32), rng.integers(0, 10, n)
+
+
+def torch_convnet(workload: Workload, threads: int) -> Step:
+    """Return a step of the same network in PyTorch: eager, float32, channels-last.
+
+    A whole step, with Muon's update for the fast network and Adam's for the other; or, where
+    ``update`` is false, the gradients of the parameters alone.
+    """
+    import torch
+
+    from torch_models.convnet import ConvNet
+    from torch_models.fast import FastConvNet
+    from torch_models.muon import Muon
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    is_fast = workload["model"] == "fast"
+    model: torch.nn.Module = FastConvNet(3, 10, 32) if is_fast else ConvNet(3, 10)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Muon(trained, 1e-4) if is_fast else torch.optim.Adam(trained, 1e-4, fused=True)
+    images, labels = map(torch.from_numpy, _images(workload))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        x = images.contiguous(memory_format=torch.channels_last)
+        torch.nn.functional.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+        if workload["update"]:
+            optimizer.step()
+
+    return step
+
+
 def matmul(workload: Workload, threads: int) -> Step:
     """Return a product of two square matrices in single precision: as fast as it gets."""
     n = workload["n"]
@@ -198,12 +293,18 @@ CONTENDERS: dict[str, Callable[[Workload, int], Step]] = {
     "bf16": partial(eager, bf16=True),
     "convnet": convnet,
     "tuned_convnet": partial(convnet, tuned=True),
+    "numpy_convnet": numpy_convnet,
+    "numpy_layers": numpy_layers,
+    "torch_convnet": torch_convnet,
     "matmul": matmul,
     "copy": copy,
 }
 
 PER_CALL = {"sklearn": _BATCHES}
 """Steps in a call, where it is not one."""
+
+IN_PARTS = {"numpy_layers"}
+"""Those whose steps answer with their seconds themselves, a list."""
 
 
 def _data(workload: Workload) -> tuple[Array, Array]:
@@ -224,8 +325,8 @@ def _about() -> dict[str, Any]:
     """Return the matrix library in use, for a line of the report."""
     blas = describe_environment()["blas"]
     if "torch" in sys.modules or not blas:
-        return {"core": None}
-    return {"blas": blas[0].pop("name"), **blas[0]}
+        return {"core": None, "peak_memory": peak_memory_bytes()}
+    return {"blas": blas[0].pop("name"), **blas[0], "peak_memory": peak_memory_bytes()}
 
 
 def main() -> None:
@@ -240,11 +341,12 @@ def main() -> None:
         return
     print(json.dumps(_about()), flush=True)
     for line in sys.stdin:
-        seconds = []
+        seconds: list[object] = []
         for _ in range(int(line)):
             start = time.perf_counter()
-            step()
-            seconds.append((time.perf_counter() - start) / PER_CALL.get(name, 1))
+            parts = step()
+            spent = (time.perf_counter() - start) / PER_CALL.get(name, 1)
+            seconds.append(parts if name in IN_PARTS else spent)
         print(json.dumps(seconds), flush=True)
 
 

@@ -39,6 +39,7 @@ class Report:
         reference: the contenders that are 1.00; where there are several, the fastest of them.
         lines: said below the table.
         facts: further numbers, for the JSON file.
+        markdown: tables for a page, written to a file of their own if there are any.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Report:
     reference: tuple[str, ...]
     lines: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    markdown: str = ""
 
     def ratios(self, workload: str) -> dict[str, float]:
         """Return the median of each contender, relative to the reference's."""
@@ -83,6 +85,8 @@ class Report:
         }
         text = json.dumps(content, indent=2) + "\n"
         write_atomically(out / f"{self.name}.json", text.encode())
+        if self.markdown:
+            write_atomically(out / f"{self.name}.md", self.markdown.encode())
         from handgrad.pictures.figures import default_style  # Matplotlib takes a while to import
 
         with default_style():

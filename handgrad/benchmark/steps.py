@@ -1,4 +1,4 @@
-"""One training step: ours against the others, engine against engine, and the ConvNet."""
+"""One training step of an MLP: ours against the others, engine against engine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,6 @@ _RACE = (
     ("textbook, float64", "textbook", True),
 )
 _HELD = ", held"
-_CONVNET_BATCHES = (32, 128)
 _SGEMM_SIZES = (1024, 2048, 3072)
 _COPIED_BYTES = 1 << 28  # more than a cache holds
 
@@ -63,7 +62,7 @@ def step(arguments: argparse.Namespace) -> Report:
     """Time a training step of five networks: ours, PyTorch, scikit-learn, a textbook's."""
     threads, rounds = arguments.threads, arguments.repeats
     report = Report("step", {}, (_EAGER, _COMPILED))
-    limits = _limits(threads, rounds, report)
+    limits = measure_limits(threads, rounds, report)
     ratios: dict[str, list[float]] = {}
     for name, workload in WORKLOADS.items():
         with Race(threads) as race:
@@ -109,25 +108,6 @@ def engine(arguments: argparse.Namespace) -> Report:
         return Report("engine", {name: race.run(arguments.repeats)}, ("modules",))
 
 
-def convnet(arguments: argparse.Namespace) -> Report:
-    """Time a training step of the assignment's VGG: PyTorch's plain defaults, and ours."""
-    plain = "PyTorch's defaults"
-    report = Report("convnet", {}, (plain,))
-    for batch_size in _CONVNET_BATCHES:
-        with Race(arguments.threads) as race:
-            for shown, contender in ((plain, "convnet"), (_OURS, "tuned_convnet")):
-                race.enter(shown, contender, {"batch_size": batch_size})
-            name = f"VGG, 3×32×32, batch {batch_size}"
-            timings = report.seconds[name] = race.run(arguments.repeats, 0.3)
-        rates = {shown: batch_size / timing.median for shown, timing in timings.items()}
-        report.facts.setdefault("images_per_second", {})[name] = rates
-        report.lines.append(
-            f"batch {batch_size}: {plain} {rates[plain]:.0f} images/s, ours {rates[_OURS]:.0f}: "
-            f"{rates[_OURS] / rates[plain]:.2f} times as many"
-        )
-    return report
-
-
 def _choices() -> tuple[str, ...]:
     """Return a suffix for each choice of OpenBLAS's kernels: its own, and the environment's."""
     return ("", _HELD) if held_by() else ("",)
@@ -139,7 +119,7 @@ def _say_once(report: Report, line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def _limits(threads: int, rounds: int, report: Report) -> dict[str, float]:
+def measure_limits(threads: int, rounds: int, report: Report) -> dict[str, float]:
     """Measure what the machine can do: FLOP/s of sgemm under each choice, bytes/s of memory."""
     limits: dict[str, float] = {}
     rounds = max(2, rounds // 4)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from numpy_mlp.modules.module import Array, Module
-from numpy_mlp.parallel import elementwise
+from numpy_mlp.parallel import PIECE, elementwise
 
 
 class ReLUModule(Module, takes_workspace=True):
@@ -32,16 +32,34 @@ class ReLUModule(Module, takes_workspace=True):
         """Return ``max(x, 0)``."""
         x = self._real(x)
         # One byte an entry, and nobody else holds it: no later change of x or y can spoil it.
-        self._remember(np.greater(x, 0, out=self._like("positive", x, bool)))
-        y: Array = np.maximum(x, 0, out=self._over("y", x))
+        positive, y = self._like("positive", x, bool), self._over("y", x)
+        elementwise(_rectify, x, positive, y)
+        self._remember(positive)
         return y
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x: f'(x) = 1 where x > 0, else 0  ⇒  dx = dout * (x > 0)."""
         (positive,) = self._recall()
         dout = self._upstream(dout, positive.shape)
-        dx: Array = np.multiply(dout, positive, out=self._over("dx", dout))
+        dx = self._over("dx", dout)
+        elementwise(_multiply, dout, positive, dx)
         return dx
+
+
+def _rectify(x: Array, positive: Array, y: Array) -> None:
+    np.greater(x, 0, out=positive)
+    # NumPy has vector instructions for the maximum of two arrays, none for that with a number.
+    whole = x.ndim != 1 or x.size > PIECE
+    np.maximum(x, 0 if whole else _zeros(x.dtype)[: x.size], out=y)
+
+
+@cache
+def _zeros(dtype: Any) -> Array:
+    return np.zeros(PIECE, dtype)
+
+
+def _multiply(a: Array, b: Array, product: Array) -> None:
+    np.multiply(a, b, out=product)
 
 
 class LeakyReLUModule(Module, takes_workspace=True):
@@ -196,7 +214,7 @@ class _SlopeModule(Module):
         (slope,) = self._recall()
         dout = self._upstream(dout, slope.shape)
         dx = self._over("dx", dout, slope)
-        elementwise(lambda a, b, c: np.multiply(a, b, out=c), dout, slope, dx)
+        elementwise(_multiply, dout, slope, dx)
         return dx
 
 

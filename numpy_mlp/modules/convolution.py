@@ -41,12 +41,12 @@ class Algorithm(Protocol):
         """Return how many images of H×W pixels to take at a time."""
         ...
 
-    def matrix(self, weight: Array) -> Array:
+    def matrix(self, weight: Array, new: Scratch) -> Array:
         """Return ``weight`` (kH, kW, C/groups, O) in the form that is multiplied by."""
         ...
 
-    def weight(self, dmatrix: Array, dweight: Array) -> None:
-        """Write ∂L/∂weight, given ∂L/∂matrix: the transpose of :meth:`matrix`."""
+    def weight(self, dmatrices: list[Array], dweight: Array) -> None:
+        """Write ∂L/∂weight, given the parts of ∂L/∂matrix: the transpose of :meth:`matrix`."""
         ...
 
     def forward(self, x: Array, matrix: Array, y: Array, scratch: Scratch) -> None:
@@ -94,14 +94,16 @@ class Im2col:
         places = math.prod(self.window.output_size(height, width))
         return max(1, _CHUNK_BYTES // (places * math.prod(self.window.kernel_size) * pixel_bytes))
 
-    def matrix(self, weight: Array) -> Array:
+    def matrix(self, weight: Array, new: Scratch) -> Array:
         """Return ``weight`` as (groups, kH·kW·C/groups, O/groups), a view."""
         n_out = weight.shape[3] // self.groups
         return weight.reshape(-1, self.groups, n_out).transpose(1, 0, 2)
 
-    def weight(self, dmatrix: Array, dweight: Array) -> None:
-        """Write ∂L/∂matrix in the order of the weight."""
-        dweight[...] = dmatrix.transpose(1, 0, 2).reshape(dweight.shape)
+    def weight(self, dmatrices: list[Array], dweight: Array) -> None:
+        """Write the sum of the parts in the order of the weight."""
+        for part in dmatrices[1:]:
+            dmatrices[0] += part
+        dweight[...] = dmatrices[0].transpose(1, 0, 2).reshape(dweight.shape)
 
     def _patches(self, shape: tuple[int, ...], scratch: Scratch) -> tuple[Array, Array]:
         """Return memory for patches, as matrices (G, n·OH·OW, K) and as (kH, kW, n, OH, OW, C)."""
@@ -155,11 +157,6 @@ class Im2col:
             padded = self._padded(x.shape, scratch)
             col2im(self.window, by_offset, self._by_group(padded))
             dx[...] = self.window.inside(padded, *x.shape[1:3])
-
-
-def _add(sums: dict[str, Array], more: dict[str, Array]) -> None:
-    for name, part in more.items():
-        sums[name] += part
 
 
 ALGORITHMS = ("auto", "im2col", "winograd")
@@ -260,7 +257,7 @@ class Conv2dModule(Module, takes_workspace=True):
         places = self.window.output_size(*rows.shape[1:3])
         y = self._new("y", (len(x), *places, self.out_channels), rows.dtype)
         algorithm = self._algorithm(len(rows), places)
-        matrix = algorithm.matrix(_as_rows(weight))
+        matrix = algorithm.matrix(_as_rows(weight), self._new_of(weight.dtype))
         self._remember(rows, algorithm, matrix)
 
         def work(chunk: slice, lane: int) -> None:
@@ -308,17 +305,18 @@ class Conv2dModule(Module, takes_workspace=True):
                 part["bias"] = ones @ δ.reshape(-1, self.out_channels)
             dx_part = None if dx is None else dx[chunk]
             algorithm.backward(rows[chunk], matrix, δ, part.get("weight"), dx_part, scratch)
-            if lane in sums:
-                _add(sums[lane], part)
-            else:
+            if lane not in sums:
                 sums[lane] = part
+                return
+            for key in part:
+                sums[lane][key] += part[key]
 
-        for lane in range(1, for_chunks(len(rows), self._images_at_once(algorithm, rows), work)):
-            _add(sums[0], sums[lane])
+        lanes = range(for_chunks(len(rows), self._images_at_once(algorithm, rows), work))
         if "weight" in trained:
-            algorithm.weight(sums[0]["weight"], _as_rows(self._grad("weight")))
+            parts = [sums[lane]["weight"] for lane in lanes]
+            algorithm.weight(parts, _as_rows(self._grad("weight")))
         if "bias" in trained:
-            self._grad("bias")[...] = sums[0]["bias"]
+            self._grad("bias")[...] = sum(sums[lane]["bias"] for lane in lanes)
 
     def _algorithm(self, n_images: int, places: Pair) -> Algorithm:
         """Return what computes the convolution of so many images at so many places."""
@@ -337,6 +335,10 @@ class Conv2dModule(Module, takes_workspace=True):
     def _images_at_once(self, algorithm: Algorithm, rows: Array) -> int:
         height, width = rows.shape[1:3]
         return algorithm.images_at_once(height, width, rows.itemsize * self.in_channels)
+
+    def _new_of(self, dtype: DTypeLike) -> Scratch:
+        """Return what gives arrays that are this module's until the end of the step."""
+        return lambda name, shape: self._new(name, shape, dtype)
 
     def _scratch_of(self, lane: int, dtype: DTypeLike) -> Scratch:
         """Return what gives this lane arrays to work in."""

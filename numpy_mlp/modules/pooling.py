@@ -122,7 +122,11 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
             padded[...] = 0
             for number, offset in enumerate(self.window.offsets()):
                 place = self.window.seen_at(offset, padded, winner.shape[1:3])
-                place += upstream[chunk] * (winner[chunk] == number)
+                won = winner[chunk] == number
+                if self.window.overlaps:
+                    place += upstream[chunk] * won
+                else:
+                    np.multiply(upstream[chunk], won, out=place)
             if padded is not part:
                 part[...] = self.window.inside(padded, *shape[1:3])
 

@@ -63,6 +63,12 @@ class Window:
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
 
+    @property
+    def overlaps(self) -> bool:
+        """Say whether a pixel can be seen from more than one place."""
+        sizes = zip(self.kernel_size, self.dilation, self.stride, strict=True)
+        return any((kernel - 1) * dilation >= stride for kernel, dilation, stride in sizes)
+
     def output_size(self, height: int, width: int) -> Pair:
         """Return at how many places it stops, ⌊(H + 2 padding - reach) / stride⌋ + 1 each way.
 
@@ -133,4 +139,8 @@ def col2im(window: Window, patches: Array, padded: Array) -> None:
     padded[...] = 0
     places = patches.shape[3:5]
     for i, j in window.offsets():
-        window.seen_at((i, j), padded, places)[...] += patches[i, j]
+        seen = window.seen_at((i, j), padded, places)
+        if i * window.dilation[0] < window.stride[0] and j * window.dilation[1] < window.stride[1]:
+            seen[...] = patches[i, j]  # no offset before this one saw any of these pixels
+        else:
+            seen += patches[i, j]

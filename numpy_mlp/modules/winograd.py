@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from numpy_mlp.modules.module import Array
 from numpy_mlp.modules.window import Pair, Window, col2im, im2col
+from numpy_mlp.parallel import for_chunks
 
 # One dimension, F(4, 3): four outputs of a filter of three from six inputs in six multiplications
 # instead of twelve, y = Aᵀ((G g) ⊙ (Bᵀ d)). The six are values of two polynomials at the points
@@ -37,7 +38,8 @@ _AT = [
     [0, 1, 1, 4, 4, 0],
     [0, 1, -1, 8, -8, 1],
 ]
-_TILES_AT_ONCE = 128  # in the cache with all they are multiplied by
+_TILES_AT_ONCE = 256  # in the cache with all they are multiplied by
+_WEIGHTS_AT_ONCE = 1 << 13  # transformed ones are 36 numbers, which then stay in the cache
 
 
 @cache
@@ -87,15 +89,30 @@ class Winograd:
         """Return how many images to take at a time."""
         return max(1, _TILES_AT_ONCE // math.prod(self._tiles(height, width)))
 
-    def matrix(self, weight: Array) -> Array:
+    def matrix(self, weight: Array, new: Callable[..., Array]) -> Array:
         """Return U = G g, (3, 3, C, O) -> (36, C, O)."""
-        u: Array = _transforms(weight.dtype)[1] @ weight.reshape(9, -1)
-        return u.reshape(36, *weight.shape[2:])
+        _, g, _ = _transforms(weight.dtype)
+        u = new("U", (36, *weight.shape[2:]))
 
-    def weight(self, dmatrix: Array, dweight: Array) -> None:
-        """Write dg = Gᵀ dU, (36, C, O) -> (3, 3, C, O)."""
-        transform = _transforms(dmatrix.dtype)[1].T
-        dweight[...] = (transform @ dmatrix.reshape(36, -1)).reshape(dweight.shape)
+        def work(channels: slice, lane: int) -> None:
+            filters = weight[:, :, channels].reshape(9, -1)
+            np.matmul(g, filters, out=u[:, channels].reshape(36, -1))
+
+        for_chunks(u.shape[1], _channels_at_once(u), work)
+        return u
+
+    def weight(self, dmatrices: list[Array], dweight: Array) -> None:
+        """Write dg = Gᵀ dU, (36, C, O) -> (3, 3, C, O), of the sum of the parts."""
+        du, *others = dmatrices
+        _, g, _ = _transforms(du.dtype)
+
+        def work(channels: slice, lane: int) -> None:
+            for other in others:
+                du[:, channels] += other[:, channels]
+            dfilters = g.T @ du[:, channels].reshape(36, -1)
+            dweight[:, :, channels] = dfilters.reshape(3, 3, -1, du.shape[2])
+
+        for_chunks(du.shape[1], _channels_at_once(du), work)
 
     def _padded(self, shape: tuple[int, ...], scratch: Callable[..., Array]) -> Array:
         n, height, width, channels = shape
@@ -154,3 +171,7 @@ class Winograd:
             padded = self._padded(x.shape, scratch)
             col2im(self._tile, dtiles, padded)
             dx[...] = self._tile.inside(padded, *x.shape[1:3])
+
+
+def _channels_at_once(u: Array) -> int:
+    return max(1, _WEIGHTS_AT_ONCE // u.shape[2])

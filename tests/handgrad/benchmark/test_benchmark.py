@@ -12,8 +12,11 @@ import pytest
 from matplotlib.image import imread
 
 from handgrad.benchmark import command as benchmark
-from handgrad.benchmark import contenders, report, steps, workers
+from handgrad.benchmark import contenders, convnets, report, steps, workers
 from handgrad.environment import HOLDS
+from numpy_mlp.convnet import CONVNETS
+from numpy_mlp.cost import training_operations
+from numpy_mlp.parallel import get_num_threads, set_num_threads
 
 SMALL = {"sizes": (12, 7, 3), "batch_size": 4, "lr": 0.01, "momentum": 0.9}
 
@@ -24,10 +27,11 @@ def same_threads() -> Iterator[None]:
     import torch
     from threadpoolctl import threadpool_limits
 
-    threads = torch.get_num_threads()
+    threads, ours = torch.get_num_threads(), get_num_threads()
     with threadpool_limits():
         yield
     torch.set_num_threads(threads)
+    set_num_threads(ours)
 
 
 def test_calls_take_turns() -> None:
@@ -159,3 +163,45 @@ def test_step_compares_all(
 def test_flops_count_what_a_step_multiplies() -> None:
     # Forward 5·3 and 3·2, weights the same, the gradient of the input of the second layer only.
     assert steps.flops({"sizes": (5, 3, 2), "batch_size": 7}) == 2 * 7 * (2 * 15 + 3 * 6)
+
+
+@pytest.mark.parametrize("model", ["fast", "vgg"])
+def test_what_layers_cost_is_what_the_network_costs(model: str) -> None:
+    costs = convnets.layer_costs(model, batch_size=3)
+    total = 3 * training_operations(CONVNETS[model]((3, 32, 32), 10), (3, 32, 32))
+    assert sum(sum(cost.operations) for cost in costs) == total
+    first, second = costs[:2]
+    outputs = 3 * 4 * (24 * 31 * 31 if model == "fast" else 64 * 32 * 32)
+    images = 3 * 4 * 3 * 32 * 32
+    assert first.n_bytes == (images + outputs, outputs)  # no gradient of the images
+    assert second.n_bytes == (2 * outputs, 2 * outputs)
+
+
+@pytest.mark.parametrize("update", [True, False])
+@pytest.mark.parametrize("model", ["fast", "vgg"])
+def test_contenders_train_the_same_network(model: str, update: bool) -> None:
+    workload = {"model": model, "batch_size": 2, "update": update}
+    for name in ("numpy_convnet", "torch_convnet"):
+        contenders.CONTENDERS[name](workload, 1)()
+    forward_and_back = contenders.CONTENDERS["numpy_layers"](workload, 1)()
+    assert isinstance(forward_and_back, list)
+    assert len(forward_and_back) == 2 * len(convnets.layer_costs(model, 2))
+
+
+def test_convnets_are_told_layer_by_layer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in HOLDS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(convnets, "_NETWORKS", (("fast", 2),))
+    monkeypatch.setattr(convnets, "_VGG_BATCHES", ())
+    monkeypatch.setattr(workers, "_SETTLE", 0.0)
+    monkeypatch.setattr(steps, "_SGEMM_SIZES", (64,))
+    monkeypatch.setattr(steps, "_COPIED_BYTES", 1 << 16)
+    found = convnets.convnet(argparse.Namespace(threads=1, repeats=1))
+    assert len(found.seconds) == 2
+    for timings in found.seconds.values():
+        assert timings.keys() == {"PyTorch float32", "NumPy"}
+    assert all(peak > 0 for peak in found.facts["peak_memory_bytes"].values())
+    found.write(tmp_path)
+    rows = (tmp_path / "convnet.md").read_text(encoding="utf-8").splitlines()
+    assert any(row.startswith("| features.2.0 | Conv2d 24→64 |") for row in rows)
+    assert len({row.count("|") for row in rows if row.startswith("| ") and "feat" in row}) == 1
