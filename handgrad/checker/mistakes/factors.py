@@ -44,18 +44,11 @@ def kind_of_factor(c: float, look: Look) -> tuple[str, str]:
         return "extra-1/N", f"{text}does{sign}"
     for entries, mean in _MEANS.items():
         if name == entries:
-            text = (
-                f"{c:g} times too large: the factor 1/({entries}) of the mean of {mean} is missing"
-            )
+            text = f"{c:g} times too large: the factor 1/({entries}) of the mean of {mean} is missing"
             return f"missing-1/({_bare(entries)})", text
         if name == f"1/({entries})":
-            text = (
-                f"{1 / c:g} times too small: divided by {entries}, the number of {mean}: it is a "
-            )
-            return (
-                f"extra-1/({_bare(entries)})",
-                f"{text}sum, or the division has been made already",
-            )
+            text = f"{1 / c:g} times too small: divided by {entries}, the number of {mean}: it is a "
+            return f"extra-1/({_bare(entries)})", f"{text}sum, or the division has been made already"
     value = f"{c:.6g}"
     bare = name[1:-1] if name.startswith("(") and name.endswith(")") else name
     what = "" if name in (value, value.lstrip("-")) else f" ({bare})"

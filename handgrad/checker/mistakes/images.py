@@ -99,9 +99,7 @@ def _of_input(sliding: Sliding) -> Rows:
         yield kind, text, other.spread(given, window.places)
     shape = (*sliding.dout.shape[:2], *window.places)
     for dout in _exchanged(sliding.dout.reshape(shape)):
-        padded = window.spread(
-            _given(sliding, dout=dout.reshape(sliding.dout.shape)), window.places
-        )
+        padded = window.spread(_given(sliding, dout=dout.reshape(sliding.dout.shape)), window.places)
         yield "axes-exchanged", _AXES.format("dout"), padded
     for dx in _exchanged(window.inside(window.spread(given, window.places))):
         yield "axes-exchanged", _AXES.format("dx"), dx
@@ -143,9 +141,7 @@ def _kernels(sliding: Sliding) -> Rows:
     for order in itertools.permutations(range(1, 4)):
         shape = [weight.shape[axis] for axis in order]
         back = np.argsort(order) + 1
-        others.append(
-            ("channels-exchanged", text, weight.reshape(n_out, *shape).transpose(0, *back))
-        )
+        others.append(("channels-exchanged", text, weight.reshape(n_out, *shape).transpose(0, *back)))
         moved = weight.transpose(0, *order).reshape(weight.shape)
         others.append(("channels-exchanged", text, moved))
     for kind, text, other in others:
