@@ -50,7 +50,7 @@ def train(
     --epochs 5``, with the same numbers and the same folder.
 
     Args:
-        network: ``mlp-numpy``, ``mlp-pytorch`` or ``convnet``.
+        network: ``mlp-numpy``, ``convnet-numpy``, ``mlp-pytorch`` or ``convnet``.
         preset: named settings to start from, as ``--preset``.
         resume: folder of a run to go on with, as ``--resume``.
         observers: told of every step and evaluation.

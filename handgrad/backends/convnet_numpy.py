@@ -42,6 +42,8 @@ class NumpyConvNetSettings(TrainSettings):
         super().check()
         if self.optimizer == "muon" and self.model != "fast":
             raise UserError(f"--optimizer muon is for --model fast, not {self.model}")
+        if self.model != "fast" and self.widths != type(self).widths:
+            raise UserError(f"--widths is for --model fast, not {self.model}")
         if len(self.widths) != 3:
             raise UserError(f"--widths takes three numbers, got {len(self.widths)}")
 

@@ -14,6 +14,15 @@ from handgrad.runs.result import PICTURES
 from handgrad.runs.settings import TrainSettings
 
 
+def check_command(folder: Path, config: Mapping[str, Any], text: str) -> None:
+    """Raise UserError where another command than that of ``text`` began the run in ``folder``."""
+    commands = config.get("commands")
+    first = commands[0] if isinstance(commands, list) and commands else text
+    began, now = str(first).split(" ")[0], text.split(" ")[0]
+    if began != now:
+        raise UserError(f"the run in {folder} is one of {began}, not of {now}")
+
+
 def check_end(folder: Path, settings: TrainSettings, step: int, steps_per_epoch: int) -> None:
     """Raise UserError where the run in ``folder`` is beyond the end that ``settings`` give it."""
     if step > settings.total_steps(steps_per_epoch):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from handgrad.data.images import as_pixels
@@ -163,6 +164,18 @@ def test_other_scales_are_refused(change: Any, told: str, grey: np.ndarray) -> N
 def test_other_shapes_are_refused(shape: Any, image_shape: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         as_pixels(np.full(shape, 200, np.uint8), image_shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.to(torch.complex64), "images of Tensor, complex64; give pixels"),
+        (lambda x: x.to_sparse(), "the images are no array: .*dense"),
+    ],
+)
+def test_other_tensors_are_refused(change: Any, told: str, grey: np.ndarray) -> None:
+    with pytest.raises(UserError, match=told):
+        as_pixels(change(torch.from_numpy(grey)), GREY)
 
 
 def test_ragged_rows_are_refused() -> None:
