@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from handgrad.backends.common import FAST, check_last_batch_of, fast_network
+from handgrad.backends.common import check_last_batch_of, fast_network
 from handgrad.backends.mlp_torch import WATCH_TEST
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.data import Dataset
@@ -59,7 +59,6 @@ PRESETS = {
         "MNIST, the best that was found: a small VGG on shifted images",
         "0.9968",
     ),
-    "fast": Preset(FAST, "CIFAR-10, the network that learns with the least arithmetic", "–"),
 }
 
 
