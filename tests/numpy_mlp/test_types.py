@@ -220,7 +220,7 @@ def test_optimizers_refuse_what_they_cannot_train(name: str) -> None:
             make([np.ones(2), bad])
     with pytest.raises(ValueError, match="parameter 0 is read-only"):
         make([_read_only(np.ones(3))])
-    with pytest.raises(TypeError, match=r"params is MLP, .* of a model give model.params"):
+    with pytest.raises(TypeError, match=r"params is MLP; of a model give model.params"):
         make(MLP(3, 4, 2))
     with pytest.raises(ValueError, match=r"no gradient of a, got \['b'\]"):
         make({"a": np.ones(3)}).step({"b": np.ones(3)})
