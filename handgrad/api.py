@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from handgrad.backends.mlp_numpy import MLPSettings, check_widths
 from handgrad.backends.registry import NETWORKS, Network
 from handgrad.console import streams
 from handgrad.data.preprocess import Preprocessing
@@ -26,9 +27,12 @@ from handgrad.runs.record import read_run
 from handgrad.runs.run import Run
 from handgrad.runs.settings import TrainSettings, as_options, options_for, settings_from_dict
 from handgrad.runs.trained import TrainedRun
-from handgrad.training.checkpoint import load_arrays
+from handgrad.training.checkpoint import Arrays, check_finite, load_arrays
 from handgrad.training.metrics import Row
 from handgrad.training.observers import Observer
+
+# What is raised where a file of weights holds other things than are looked for.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def train(
@@ -46,7 +50,7 @@ def train(
     --epochs 5``, with the same numbers and the same folder.
 
     Args:
-        network: ``mlp-numpy``, ``mlp-pytorch`` or ``convnet``.
+        network: ``mlp-numpy``, ``convnet-numpy``, ``mlp-pytorch`` or ``convnet``.
         preset: named settings to start from, as ``--preset``.
         resume: folder of a run to go on with, as ``--resume``.
         observers: told of every step and evaluation.
@@ -160,33 +164,38 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
         state = "holds no finished run" if folder.is_dir() else "does not exist"
         raise DataError(f"{folder} {state}: there is no {MODEL}")
     weights, texts = load_arrays(path)
+    check_finite(weights, path)
     try:
-        about, fitted = json.loads(texts["model"]), json.loads(texts["preprocessing"])
-        image_shape, class_names = tuple(about.pop("image_shape")), tuple(about.pop("class_names"))
-        mean, scale = np.array(fitted["mean"]), np.array(fitted["scale"])
+        about = json.loads(texts["model"])
+        image_shape, class_names = _images_of(about)
+        preprocessing = _preprocessing_of(texts, weights, image_shape)
         found = NETWORKS[_network_of(about)]
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except _MISFITS as error:
         raise DataError(f"{path} is not a run of handgrad: {error}") from None
     if network not in (None, found.name) and (network, found.name) != ("mlp-numpy", "mlp-pytorch"):
         raise DataError(f"{path} is a run of {found.name}, not of {network}")
     backend = NETWORKS[network or found.name].backend()
+    try:
+        settings = settings_from_dict(found.settings, about, "its text")
+        if isinstance(settings, MLPSettings):
+            check_widths(settings.hidden_dims, image_shape, len(class_names), weights)
+        model = backend.load(settings, image_shape, class_names, weights)
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from None
     rows: Sequence[Row] = ()
     summary: Mapping[str, Any] = {}
-    try:
-        settings = settings_from_dict(found.settings, about, str(path))
-        model = backend.load(settings, image_shape, class_names, weights)
-        if (config := folder / CONFIG).exists():
+    if (config := folder / CONFIG).exists():
+        try:
             saved = read_json(config).get("settings")
             settings = settings_from_dict(found.settings, saved, str(config))
-            record = read_run(folder)
-            rows, summary = record.rows, record.summary or {}
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    dtype = next(array.dtype for array in weights.values() if array.dtype.kind == "f")
+        except UserError as error:
+            raise DataError(str(error)) from None
+        record = read_run(folder)
+        rows, summary = record.rows, record.summary or {}
     return TrainedRun(
         folder,
         model,
-        Preprocessing(mean, scale, dtype),
+        preprocessing,
         image_shape,
         class_names,
         settings,
@@ -194,6 +203,36 @@ def load_run(folder: str | Path, network: str | None = None) -> TrainedRun:
         dict(summary),
         backend,
     )
+
+
+def _images_of(about: dict[str, Any]) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """Take the shape of the images and the names of the classes out of a network's settings."""
+    shape, names = tuple(about.pop("image_shape")), tuple(about.pop("class_names"))
+    # No dataset has larger images, and a network is as large as they are.
+    if not (
+        len(shape) == 3 and all(type(n) is int and 0 < n <= 64 for n in shape) and shape[0] < 5
+    ):
+        raise ValueError(f"its images are of shape {shape}")
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its classes are {names}")
+    return shape, names
+
+
+def _preprocessing_of(
+    texts: Mapping[str, str], weights: Arrays, image_shape: tuple[int, ...]
+) -> Preprocessing:
+    """Return the preprocessing that a file of weights describes, in the type of the weights."""
+    fitted = json.loads(texts["preprocessing"])
+    mean, scale = (np.array(fitted[name], np.float64) for name in ("mean", "scale"))
+    if np.broadcast_shapes(mean.shape, scale.shape, image_shape) != image_shape:
+        raise ValueError(f"its preprocessing is not for images of {image_shape}")
+    if not (np.isfinite(mean).all() and np.isfinite(scale).all()):
+        raise ValueError("its preprocessing is not finite")
+    dtype = next((array.dtype for array in weights.values() if array.dtype.kind == "f"), None)
+    if dtype is None:
+        raise ValueError("it holds no weights")
+    with np.errstate(over="raise"):
+        return Preprocessing(mean, scale, dtype)
 
 
 def _network_of(about: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -62,12 +62,13 @@ class MLP(Network):
 
     Raises:
         ValueError: a size is not a positive integer, or ``activation`` is unknown.
+        TypeError: ``n_hidden`` is neither a number nor several.
     """
 
     def __init__(
         self,
         n_inputs: int,
-        n_hidden: Sequence[int] | int,
+        n_hidden: Iterable[int] | int,
         n_classes: int,
         neg_slope: float | None = None,
         *,
@@ -81,6 +82,9 @@ class MLP(Network):
     ) -> None:
         if isinstance(n_hidden, int | np.integer):
             n_hidden = [int(n_hidden)]
+        if not isinstance(n_hidden, Iterable):
+            raise TypeError(f"n_hidden must be a width, or a list of widths, got {n_hidden!r}")
+        n_hidden = list(n_hidden)
         if neg_slope is not None:
             activation = "leaky_relu"
         if activation not in ACTIVATIONS:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from numpy_mlp.modules.module import Array
+from numpy_mlp.modules.module import Array, as_real
 from numpy_mlp.optim import Arrays, Optimizer
 from numpy_mlp.parallel import for_chunks
 
@@ -68,13 +68,15 @@ class Muon(Optimizer):
         """Update every parameter, several at the same time."""
 
         def work(chunk: slice, lane: int) -> None:
-            self.update(chunk.start, grads[chunk.start])
+            for index in range(chunk.start, chunk.stop):
+                self.update(index, grads[index])
 
         for_chunks(len(grads), 1, work)
 
     def update(self, index: int, grad: Array) -> None:
         """Update one parameter, as part of a step."""
         param, buffer = self.params[index], self.state[index]["momentum_buffer"]
+        grad = as_real(grad, "a gradient")
         assert param.shape == grad.shape, f"parameter {param.shape}, gradient {grad.shape}"
         momentum = self.momentum if param.ndim == 4 else self.rest_momentum
         buffer *= momentum

@@ -77,6 +77,8 @@ class Optimizer:
                     "gradients by name need parameters by name: make the optimizer with "
                     "model.params, or give list(grads.values())"
                 )
+            for missing in set(self._names) - grads.keys():
+                raise ValueError(f"there is no gradient of {missing}, got {list(grads)}")
             grads = [grads[name] for name in self._names]
         grads = list(grads)
         assert len(grads) == len(self.params), (
@@ -316,6 +318,8 @@ def _parameters(params: Arrays) -> list[Array]:
     """Return the arrays; an error unless they are floats that may be written to."""
     if isinstance(params, np.ndarray):
         raise TypeError("params is one array, expected a list of arrays; give [array]")
+    if not isinstance(params, Iterable):
+        raise TypeError(f"params is {type(params).__name__}; of a model give model.params")
     params = list(params.values() if isinstance(params, Mapping) else params)
     for i, param in enumerate(params):
         if not isinstance(param, np.ndarray) or param.dtype.kind != "f":

@@ -46,7 +46,7 @@ class MLP(nn.Module):
     Shapes: (N, D) or (N, C, H, W) -> (N, n_classes).
 
     Raises:
-        ValueError: ``activation`` is unknown.
+        ValueError: a size is not a positive integer, or ``activation`` is unknown.
     """
 
     def __init__(
@@ -74,6 +74,9 @@ class MLP(nn.Module):
         make_activation, gain = ACTIVATIONS[activation]
         layers: list[nn.Module] = [nn.Dropout(input_dropout)] if input_dropout else []
         sizes = [n_inputs, *n_hidden, n_classes]
+        for size in sizes:
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"sizes must be positive integers, got {size!r}")
         for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
             linear = nn.Linear(n_in, n_out)
             std = weight_std or (1.0 if i == 0 else gain) / math.sqrt(n_in)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from handgrad.backends.common import FAST, check_last_batch_of, fast_network
+from handgrad.backends.common import check_last_batch_of, fast_network
 from handgrad.backends.mlp_torch import WATCH_TEST
 from handgrad.backends.torch_settings import TorchSettings
 from handgrad.data import Dataset
@@ -33,6 +33,8 @@ class ConvNetSettings(TorchSettings):
     def check(self) -> None:
         """Check what must hold between settings."""
         super().check()
+        if self.optimizer == "muon" and self.model != "fast":
+            raise UserError(f"--optimizer muon is for --model fast, not {self.model}")
         if self.norm != "builtin" and self.model == "vu-mlp":
             raise UserError(f"--norm {self.norm}: vu-mlp has no normalisation")
 
@@ -57,7 +59,6 @@ PRESETS = {
         "MNIST, the best that was found: a small VGG on shifted images",
         "0.9968",
     ),
-    "fast": Preset(FAST, "CIFAR-10, the network that learns with the least arithmetic", "–"),
 }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -144,6 +145,23 @@ def build_mlp(
         rng=np.random.default_rng(settings.seed),
         weight_std=settings.weight_std,
     )
+
+
+def check_widths(
+    hidden_dims: Sequence[int],
+    image_shape: Sequence[int],
+    n_classes: int,
+    weights: Mapping[str, NDArray[Any]],
+) -> None:
+    """Raise ValueError unless ``weights`` hold a layer for each two neighbouring widths.
+
+    Looked at before a network is built: a damaged file may ask for any.
+    """
+    pairs = list(itertools.pairwise([math.prod(image_shape), *hidden_dims, n_classes]))
+    held = [array.shape[::-1] for array in weights.values() if array.ndim == 2]
+    if sorted(pairs) != sorted(held):
+        asked, has = (" ".join(f"{a}x{b}" for a, b in some) for some in (pairs, held))
+        raise ValueError(f"its settings ask for layers of {asked}, its weights are {has}")
 
 
 def build_learner(settings: NumpyMLPSettings, dataset: Dataset) -> NumpyLearner:

@@ -229,7 +229,8 @@ def _numpy_convnet(workload: Workload, threads: int) -> tuple[Any, Array, Array]
 
 def _images(workload: Workload) -> tuple[Array, Array]:
     rng, n = np.random.default_rng(0), workload["batch_size"]
-    return rng.standard_normal((n, 3, 32, 32), dtype=np.float32), rng.integers(0, 10, n)
+    labels: Array = rng.integers(0, 10, size=(n,))
+    return rng.standard_normal((n, 3, 32, 32), dtype=np.float32), labels
 
 
 def torch_convnet(workload: Workload, threads: int) -> Step:
@@ -248,7 +249,7 @@ def torch_convnet(workload: Workload, threads: int) -> Step:
     torch.manual_seed(0)
     is_fast = workload["model"] == "fast"
     model: torch.nn.Module = FastConvNet(3, 10, 32) if is_fast else ConvNet(3, 10)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = Muon(trained, 1e-4) if is_fast else torch.optim.Adam(trained, 1e-4, fused=True)
     images, labels = map(torch.from_numpy, _images(workload))

@@ -55,11 +55,11 @@ def as_pixels(images: Any, image_shape: tuple[int, ...]) -> Images:
 
 def _as_array(images: Any) -> NDArray[Any]:
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(images, torch.Tensor):
-        images = images.detach().cpu()
-        # NumPy knows no bfloat16.
-        return np.asarray(images.float() if images.is_floating_point() else images)
     try:
+        if torch is not None and isinstance(images, torch.Tensor):
+            images = images.detach().cpu()
+            # NumPy knows no bfloat16.
+            images = images.float() if images.is_floating_point() else images
         array = np.asarray(images)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the images are no array: {error}") from None
@@ -170,6 +170,8 @@ def _read_picture(picture: Any, image_shape: tuple[int, ...]) -> Images:
 
 def _converted(picture: Any, name: str, image_shape: tuple[int, ...]) -> Images:
     channels, height, width = image_shape
+    if picture.format == "EPS":  # Pillow would let Ghostscript run it
+        raise UserError(f"{name} is a PostScript program, no picture; convert it to PNG first")
     if picture.size != (width, height):
         raise UserError(
             f"{name} is {picture.width} wide and {picture.height} high; this network was trained "

@@ -82,9 +82,16 @@ def _row(
         "seed": wanted[0] if len(wanted) == 1 else "S",
         "seeds": seeds if len(ran) in (0, len(wanted)) else f"{seeds} of {len(wanted)}",
         "validation": mean_and_spread(validations) if validations else "",
-        "test": mean_and_spread([run.test for run in done]) if done else "",
+        "test": _test(done) if done else "",
         "times": _times(done) if done else (),
     }
+
+
+def _test(done: Sequence[Result]) -> str:
+    """Return the test accuracy, and that with test-time augmentation where it was asked for."""
+    with_tta = [run.summary["test_accuracy_tta"] for run in done if run.settings.tta]
+    test = mean_and_spread([run.test for run in done])
+    return f"{test}; {mean_and_spread(with_tta)}" if len(with_tta) == len(done) else test
 
 
 def _times(done: Sequence[Result]) -> list[str]:

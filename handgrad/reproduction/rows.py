@@ -82,6 +82,7 @@ _MLP = "--max-steps 60 --eval-every 30"
 _CONVNET = "--max-steps 15 --eval-every 5 --eval-splits"  # one evaluation, at the end: it is long
 _MNIST = "--max-steps 60 --eval-every 30"
 _WARM = f"{_MLP} --warmup-steps 20"  # of presets that warm up for longer than that
+_FEW = "--max-steps 4 --warmup-steps 1 --widths 8 8 8"
 _SEEDS = (0, 1, 2)
 _TORCH = "train-mlp-pytorch --precision float32"  # as the NumPy network, on every machine
 _REPORT = f"{_TORCH} --preset uva-report"
@@ -160,4 +161,22 @@ _BEYOND = Section(
     "`preact-resnet` has the settings of `convnet`, but for the network.",
 )  # fmt: skip
 
-SECTIONS = (_UVA, _VU, _BEYOND)
+_BY_HAND = Section(
+    "Convolutions by hand",
+    "Convolutional networks in NumPy, every backward pass written by hand. `numpy-vgg` is "
+    "`convnet` above without PyTorch; `numpy-fast` and `numpy-quick` follow a recipe that was "
+    "tuned on validation images and then trained on all training images.",
+    (
+        Experiment("numpy-vgg", "train-convnet-numpy --preset uva-2018",
+                   "about 0.75", 15, _CONVNET),
+        Experiment("numpy-best-mnist", "train-convnet-numpy --preset best-mnist",
+                   "–", 15, _WARM, figure=False),
+        Experiment("numpy-quick", "train-convnet-numpy --preset quick",
+                   "–", 4, _FEW, figure=False),
+        Experiment("numpy-fast", "train-convnet-numpy --preset fast", "–", 12, _FEW, _SEEDS),
+    ),
+    "Where a second test accuracy stands, it is that of the mean of several views of each image: "
+    "its mirror image, and both shifted by a pixel.",
+)  # fmt: skip
+
+SECTIONS = (_UVA, _VU, _BEYOND, _BY_HAND)

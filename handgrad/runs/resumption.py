@@ -9,9 +9,24 @@ from typing import Any
 from handgrad.errors import DataError, UserError
 from handgrad.files import read_json
 from handgrad.runs.backend import Backend
-from handgrad.runs.folder import MODEL, REPORT, SUMMARY
+from handgrad.runs.folder import MODEL, REPORT, SUMMARY, read_config
 from handgrad.runs.result import PICTURES
 from handgrad.runs.settings import TrainSettings
+
+
+def config_of(folder: Path, text: str) -> dict[str, Any]:
+    """Return ``config.json`` of the run in ``folder``, to be resumed by the command ``text``.
+
+    Raises:
+        UserError: there is none, it is damaged, or another command began the run.
+    """
+    config = read_config(folder)
+    commands = config.get("commands")
+    first = commands[0] if isinstance(commands, list) and commands else text
+    began, now = str(first).split(" ")[0], text.split(" ")[0]
+    if began != now:
+        raise UserError(f"the run in {folder} is one of {began}, not of {now}")
+    return config
 
 
 def check_end(folder: Path, settings: TrainSettings, step: int, steps_per_epoch: int) -> None:

@@ -159,8 +159,8 @@ class Run(Generic[SettingsT]):
         settings = command.settings
         if command.resume is not None:
             path = command.resume / CONFIG
-            saved = read_config(command.resume).get("settings")
-            self._before = settings_from_dict(type(settings), saved, str(path))
+            config = resumption.config_of(command.resume, command.text)
+            self._before = settings_from_dict(type(settings), config.get("settings"), str(path))
             settings = override(self._before, command.overrides)
         return dataclasses.replace(settings, quiet=True) if self.team.rank else settings
 

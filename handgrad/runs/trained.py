@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from handgrad.data.images import as_pixels
 from handgrad.data.preprocess import Preprocessing
+from handgrad.errors import DataError
 from handgrad.runs.backend import Backend
 from handgrad.runs.settings import TrainSettings
 from handgrad.training.metrics import Row
@@ -60,13 +61,18 @@ class TrainedRun:
         Raises:
             UserError: their shape, scale or colours are not those of the training, or could be
                 read in two ways.
+            DataError: the weights are so large that what comes out is NaN.
         """
         batch = as_pixels(images, self.image_shape)
-        parts = [
-            self.backend.probabilities(self.model, self.preprocessing(batch[i : i + _BATCH]))
-            for i in range(0, max(1, len(batch)), _BATCH)
-        ]
-        return np.concatenate(parts)
+        with np.errstate(all="ignore"):  # what comes of it is looked at
+            parts = [
+                self.backend.probabilities(self.model, self.preprocessing(batch[i : i + _BATCH]))
+                for i in range(0, max(1, len(batch)), _BATCH)
+            ]
+        found = np.concatenate(parts)
+        if not np.isfinite(found).all():
+            raise DataError(f"the network of {self.folder} answers with NaN: its weights overflow")
+        return found
 
     def predict(self, images: Any) -> NDArray[np.int64]:
         """Return the most probable class of each image, (N,): an index into ``class_names``.

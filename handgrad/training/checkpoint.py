@@ -69,6 +69,13 @@ def load_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     return arrays, texts
 
 
+def check_finite(arrays: Arrays, path: Path) -> None:
+    """Raise DataError where one of the ``arrays`` in ``path`` holds NaN or infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DataError(f"{path} is damaged: {name} is not finite")
+
+
 def _checksum(arrays: Arrays, texts: Mapping[str, str]) -> str:
     about = [(name, a.dtype.str, a.shape) for name, a in sorted(arrays.items())]
     crc = zlib.crc32(repr((about, sorted(texts.items()))).encode())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from handgrad.console import let_go_of_lost_terminals
 from handgrad.errors import DataError, DivergedError
-from handgrad.training.checkpoint import Checkpoint
+from handgrad.training.checkpoint import Checkpoint, check_finite
 from handgrad.training.evaluation import evaluate
 from handgrad.training.learner import Learner, Loader
 from handgrad.training.metrics import Row
@@ -86,9 +86,8 @@ class Loop:
             self.learner.load_state(checkpoint.learner, checkpoint.learner_text)
         except _MISFITS as error:
             raise DataError(f"{self.checkpoint_path} does not fit this run: {error}") from None
-        for name, array in checkpoint.weights.items():
-            if not np.isfinite(array).all():
-                raise DataError(f"{self.checkpoint_path} is damaged: {name} is not finite")
+        for arrays in (checkpoint.weights, checkpoint.best):
+            check_finite(arrays, self.checkpoint_path)
         self.best_weights = dict(checkpoint.best)
         self._saved_step = self.progress.step
 

@@ -169,11 +169,11 @@ class BatchNorm2dModule(BatchNormModule, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``weight · x_hat + bias``, (N, C, H, W) -> the same."""
+        x = self._real(x)
         assert x.ndim == 4 and x.shape[1] == self.num_features, (
             f"BatchNorm2dModule.forward: x has shape {x.shape}, expected "
             f"(N, {self.num_features}, H, W)"
         )
-        x = self._real(x)
         rows = channels_last(x, np.result_type(x, self.params["weight"]))
         if self.training:
             mean, var = self._batch_statistics(rows)

@@ -29,6 +29,13 @@ class _Container(Module):
         }
 
     @property
+    def frozen(self) -> frozenset[str]:  # type: ignore[override]
+        """Names of parameters that training leaves as they are: those that the children say."""
+        return frozenset(
+            f"{name}.{key}" for name, child in self.children.items() for key in child.frozen
+        )
+
+    @property
     def params(self) -> dict[str, Array]:  # type: ignore[override]
         """The parameters, by the child's name and their own."""
         return self._gather("params")
@@ -104,6 +111,7 @@ class ResidualModule(_Container, takes_workspace=True):
 
     def forward(self, x: Array) -> Array:
         """Return ``x + residual(x)``."""
+        x = self._real(x)
         # Its first module may write over an array that nobody reads any more; x is read below.
         if self.workspace is not None:
             self.workspace.pin([x])
@@ -111,6 +119,7 @@ class ResidualModule(_Container, takes_workspace=True):
 
     def backward(self, dout: Array) -> Array:
         """Return δ and what comes back through the residual, added up."""
+        dout = self._real(dout, "dout")
         if self.workspace is not None:
             self.workspace.pin([dout])
         return self._sum("dx", dout, self.children["residual"].backward(dout))

@@ -236,8 +236,10 @@ class Conv2dModule(Module, takes_workspace=True):
         if algorithm == "winograd" and not (Winograd.fits(self.window) and groups == 1):
             raise ValueError("winograd needs a 3×3 kernel with stride 1, no dilation and one group")
         self.algorithm = algorithm
+        shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
+        if weight is not None and weight.shape != shape:
+            raise ValueError(f"weight has shape {weight.shape}, expected {shape}")
         if weight is None:
-            shape = (self.out_channels, self.in_channels // self.groups, *self.window.kernel_size)
             weight = initial_weight(shape, gain, weight_std, rng, dtype)
             # In the order of the matrix, (kH, kW, C/groups, O), and seen as (O, C/groups, kH, kW).
             weight = _seen_as_filters(np.ascontiguousarray(_as_rows(weight)))

@@ -85,6 +85,7 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
         # Which place of the window held the maximum: one byte, where the images take four.
         kind = np.uint8 if math.prod(self.window.kernel_size) <= 256 else np.int64
         winner = self._new("winner", shape, kind)
+        first = self._first_inside(places)
 
         def work(chunk: slice, lane: int) -> None:
             padded = self.window.padded(part := rows[chunk], self._padded(part, lane), -np.inf)
@@ -92,7 +93,7 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
             for number, offset in enumerate(self.window.offsets()):
                 seen = self.window.seen_at(offset, padded, places)
                 if number == 0:
-                    best[...], index[...] = seen, 0
+                    best[...], index[...] = seen, first
                     continue
                 # Strictly greater: of equals the first stays, row by row, as in PyTorch.
                 greater = np.greater(seen, best)
@@ -102,6 +103,19 @@ class MaxPool2dModule(_PoolModule, takes_workspace=True):
         for_chunks(len(rows), self._images_at_once(rows), work)
         self._remember(winner, rows.shape)
         return channels_first(y)
+
+    def _first_inside(self, places: Pair) -> Array:
+        """Return which place of the window is the first in the image, (OH, OW, 1).
+
+        It wins where all that a window sees is -∞, as the padding is.
+        """
+        w = self.window
+        row, column = (
+            np.maximum(0, pad - np.arange(n) * stride)
+            for pad, n, stride in zip(w.padding, places, w.stride, strict=True)
+        )
+        found: Array = (row[:, None] * w.kernel_size[1] + column)[..., None]
+        return found
 
     def backward(self, dout: Array) -> Array:
         """Return ∂L/∂x.

@@ -174,5 +174,4 @@ class Winograd:
 
 
 def _channels_at_once(u: Array) -> int:
-    n_out: int = u.shape[2]
-    return max(1, _WEIGHTS_AT_ONCE // n_out)
+    return max(1, _WEIGHTS_AT_ONCE // int(u.shape[2]))

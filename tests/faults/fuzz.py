@@ -374,7 +374,8 @@ class Fuzzing:
         count, read, _ = state.counts()
         if status:
             names = {-signal.SIGPROF: f"more than {SECONDS} s of the processor"}
-            said = log.read_text(errors="replace")[-500:]
+            said = log.read_text(errors="replace")
+            said = said if len(said) < 1000 else f"{said[:700]} … {said[-300:]}"
             self._add_fault(piece, names.get(status, f"it died: {status}, {said}"), state.last())
             count = max(count, 1)
         self.results.add(

@@ -6,7 +6,9 @@ python fuzz_targets.py FOLDER       train the two small runs whose files are dam
 from __future__ import annotations
 
 import contextlib
+import copy
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -23,6 +25,7 @@ from unittest import mock
 
 import numpy as np
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.numpy import save
 
 import handgrad
@@ -31,7 +34,7 @@ from handgrad.backends.command import train_mlp_numpy
 from handgrad.backends.registry import NETWORKS
 from handgrad.data import BatchLoader, load_dataset
 from handgrad.data.preprocess import Preprocessing
-from handgrad.data.sources import cifar10, digits, idx, mnist
+from handgrad.data.sources import cifar10, digits, download, idx, mnist
 from handgrad.errors import UserError
 from handgrad.runs import overlay, result
 from handgrad.runs.folder import read_config
@@ -94,7 +97,9 @@ def train_runs(folder: Path) -> None:
 def batch(n: int, protocol: int = 2) -> bytes:
     """Return a pickled batch of CIFAR-10."""
     images = np.random.default_rng(n).integers(0, 256, (n, 3072), dtype=np.uint8)
-    content = {b"data": images, b"labels": list(range(n)), b"filenames": [b"a.png"] * n}
+    # Protocol 5 for what people write themselves: labels out of an array.
+    labels = list(np.arange(n)) if protocol == 5 else list(range(n))
+    content = {b"data": images, b"labels": labels, b"filenames": [b"a.png"] * n}
     return pickle.dumps(content, protocol=protocol)
 
 
@@ -183,8 +188,8 @@ def dataset_targets(folder: Path) -> dict[str, Target]:
         folder / "mnist", mnist_files, lambda: mnist.load(folder / "mnist", download=False)
     )
     digit_files = {
-        "digits-images-idx3-ubyte.gz": gzip.compress(idx_file(50, 8, 8), 1),
-        "digits-labels-idx1-ubyte.gz": gzip.compress(idx_file(50), 1),
+        "digits-images-idx3-ubyte.gz": gzip.compress(idx_file(1797, 8, 8), 9),
+        "digits-labels-idx1-ubyte.gz": gzip.compress(idx_file(1797), 9),
     }
 
     def load_digits() -> Any:
@@ -223,7 +228,7 @@ def dataset_targets(folder: Path) -> dict[str, Target]:
     def read_batch(data: bytes) -> Any:
         return cifar10._parse_batch(io.BytesIO(data), "batch")
 
-    pickles = [batch(n, protocol) for n in (1, 2) for protocol in (0, 2, 4)]
+    pickles = [batch(n, protocol) for n in (1, 2) for protocol in (0, 2, 4, 5)]
     # A small one shows a fuzzer the format; its array is no image, and is refused.
     small = {b"data": np.zeros((1, 4), np.uint8), b"labels": [1], b"more": ({"a": 1.5}, None)}
     pickles += [pickle.dumps(small, protocol=protocol) for protocol in (0, 2, 5)]
@@ -235,6 +240,79 @@ def dataset_targets(folder: Path) -> dict[str, Target]:
         "CIFAR-10 folder": Target(read_cifar, cifar_seeds, are_images, 0.01),
         "CIFAR-10 archive": Target(read_archive, archives, are_images, 0.01, factor=100),
     }
+
+
+@dataclass
+class Served:
+    """What a mirror answers: the rest of a file, from where it is asked to begin."""
+
+    content: bytes
+
+    def __call__(self, url: str, headers: dict[str, str], **options: Any) -> Served:
+        """Answer a request."""
+        start = int(headers.get("Range", "bytes=0-")[len("bytes=") : -1])
+        if start:
+            self.status_code = 206 if start < len(self.content) else 416
+        else:
+            self.status_code = 200
+        self.rest = self.content[start:]
+        self.headers = {"Content-Length": str(len(self.rest))}
+        return self
+
+    def __enter__(self) -> Served:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def raise_for_status(self) -> None:
+        """Nothing went wrong."""
+
+    def iter_content(self, size: int) -> list[bytes]:
+        """Return the pieces."""
+        return [self.rest]
+
+
+def download_targets(folder: Path) -> dict[str, Target]:
+    """Return the download that goes on from what an earlier one left."""
+    content = gzip.compress(idx_file(7), 1)
+    known = f"md5:{hashlib.md5(content).hexdigest()}"
+    target = folder / "labels.gz"
+
+    def go_on(data: bytes) -> bytes:
+        (folder / "labels.gz.part").write_bytes(data)
+        try:
+            with mock.patch.object(download.requests, "get", Served(content)):
+                urls = ["https://mirror/labels.gz"]
+                return download.fetch("mnist", urls, target, known, folder).read_bytes()
+        finally:
+            target.unlink(missing_ok=True)
+
+    seeds = [content[:n] for n in (1, len(content) // 2, len(content))]
+    return {"download, half": Target(go_on, seeds, lambda found: found == content, 0.005)}
+
+
+def picture_targets(folder: Path, run: Path) -> dict[str, Target]:
+    """Return the prediction for a picture in a file."""
+    trained = handgrad.load_run(run)
+    path = folder / "picture"
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+    seeds = []
+    for form in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "PPM", "WEBP"):
+        for mode in ("L", "RGB"):
+            file = io.BytesIO()
+            Image.fromarray(pixels).convert(mode).save(file, form)
+            seeds.append(file.getvalue())
+
+    def predict(data: bytes) -> Any:
+        path.write_bytes(data)
+        return trained.predict(path)
+
+    def is_class(found: Any) -> bool:
+        return found.shape == (1,) and bool(0 <= found[0] < 10)
+
+    # A decoder has buffers of its own size.
+    return {"picture": Target(predict, seeds, is_class, 0.02, factor=5000)}
 
 
 def without_checksum(path: Path) -> bytes:
@@ -268,12 +346,24 @@ anything = st.recursive(
 )
 
 
-def like(content: Any) -> st.SearchStrategy[Any]:
-    """Return a strategy of values that look like ``content``, with anything at a place or two."""
-    if isinstance(content, dict):
-        same = {key: like(value) for key, value in content.items()}
-        return st.fixed_dictionaries({}, optional=same) | anything
-    return st.just(content) | anything
+@st.composite
+def like(draw: st.DrawFn, content: Any) -> Any:
+    """Draw what looks like ``content``, but at a place or two."""
+
+    def change(value: Any) -> Any:
+        if not isinstance(value, dict | list) or not value or draw(st.integers(0, 4)) == 0:
+            return draw(anything)
+        key = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
+        if draw(st.integers(0, 4)) == 0:
+            del value[key]
+        else:
+            value[key] = change(value[key])
+        return value
+
+    changed = copy.deepcopy(content)
+    for _ in range(draw(st.integers(0, 2))):
+        changed = change(changed)
+    return changed
 
 
 def encoded(values: st.SearchStrategy[Any]) -> st.SearchStrategy[bytes]:
@@ -479,7 +569,7 @@ def command_targets(folder: Path, files: dict[str, bytes]) -> dict[str, Target]:
             return call(train_mlp_numpy, ["--resume", str(resumed), "--report", "--quiet"])
 
     def plot() -> int:
-        with mock.patch.object(overlay, "plot_groups"):
+        with mock.patch.object(overlay, "plot_panels"):
             # What is left out, and that nothing is left.
             return call(plot_runs.main, [str(plotted), "--out", str(folder / "runs.png")], 2)
 
@@ -512,11 +602,13 @@ def targets(folder: Path, runs: Path) -> dict[str, Target]:
         runs: where :func:`train_runs` has been.
     """
     platform.processor()  # which asks another program, once
-    for name in ("idx", "data", "checkpoints", "runs"):
+    for name in ("idx", "data", "downloads", "pictures", "checkpoints", "runs"):
         (folder / name).mkdir()
     return {
         **idx_targets(folder / "idx"),
         **dataset_targets(folder / "data"),
+        **download_targets(folder / "downloads"),
+        **picture_targets(folder / "pictures", runs / NUMPY),
         **checkpoint_targets(folder / "checkpoints", runs),
         **run_targets(folder / "runs", runs),
     }

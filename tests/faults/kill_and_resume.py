@@ -283,13 +283,10 @@ class Kills:
     work: Path
     keep: Path
 
-    def begin(self) -> None:
-        """Make the undisturbed runs."""
-        self.whole = {
-            (backend, length): undisturbed(backend, length, self.work)
-            for backend in BACKENDS
-            for length in LENGTHS
-        }
+    def begin(self, tasks: list[tuple[str, int]]) -> None:
+        """Make the undisturbed runs that ``tasks`` are compared with."""
+        needed = dict.fromkeys((backend, length_of(number)) for backend, number in tasks)
+        self.whole = {which: undisturbed(*which, self.work) for which in needed}
 
     def do(self, task: tuple[str, int]) -> None:
         """Kill one run and resume it, and add its line."""
@@ -372,7 +369,7 @@ def run(arguments: argparse.Namespace) -> int:
         kills = Kills(results, folder, keep)
         whole = True
         if left := [task for task in tasks if task not in done()]:
-            kills.begin()
+            kills.begin(left)
             whole = campaign.work(
                 left, kills.do, arguments.jobs, lambda: len(done()), len(tasks), " kills"
             )

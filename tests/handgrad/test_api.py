@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ import pytest
 import handgrad
 from handgrad.backends.command import train_mlp_numpy
 from handgrad.errors import DataError, StoppedError, UserError
+from handgrad.runs.folder import MODEL
 from handgrad.runs.trained import TrainedRun
+from handgrad.training.checkpoint import load_arrays, save_arrays
 from handgrad.training.metrics import Row
 from handgrad.training.observers import Training
 from numpy_mlp import MLP
 
+IMAGES = handgrad.load_dataset("digits").test.images[:3]
 SHORT: dict[str, Any] = {"max_steps": 6, "eval_every": 3, "threads": 1, "quiet": True}
 
 
@@ -362,3 +366,83 @@ def test_the_libraries_export_their_classes() -> None:
         "LinearModule, ReLUModule, ELUModule, SoftMaxModule, CrossEntropyModule"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+WIDE = {"hidden_dims": [1 << 20]}
+DAMAGE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    (WIDE, {}, r"its settings ask for layers of 64x1048576 1048576x10, its weights are 64x8 8x10"),
+    ({"hidden_dims": [8] * 9}, {}, "ask for layers of 64x8 8x8"),
+    ({"hidden_dims": [1 << 40]}, {}, "out of range"),
+    ({"hidden_dim": [8]}, {}, "its text has a setting 'hidden_dim' that this version"),
+    ({"image_shape": [0, 8, 8]}, {}, r"images are of shape \(0, 8, 8\)"),
+    ({"image_shape": [1, 8.0, 8]}, {}, "images are of shape"),
+    ({"image_shape": [1, 8]}, {}, "images are of shape"),
+    ({"image_shape": [1, 1 << 20, 1 << 20]}, {}, "images are of shape"),
+    ({"image_shape": 8}, {}, "is not a run of handgrad"),
+    ({"class_names": []}, {}, "classes are"),
+    ({"class_names": [1, 2]}, {}, "classes are"),
+    ({"class_names": ["a", "b"]}, {}, "ask for layers of 64x8 8x2"),
+    ({}, {"mean": [[[1, 2]]]}, "is not a run of handgrad: shape mismatch"),
+    ({}, {"mean": [[[[1]]]]}, r"its preprocessing is not for images of \(1, 8, 8\)"),
+    ({}, {"scale": [[[float("nan")]]]}, "preprocessing is not finite"),
+    ({}, {"scale": 1e300}, "is not a run of handgrad: overflow"),
+    ({}, {"scale": 10**400}, "is not a run of handgrad"),
+    ({}, {"mean": "grey"}, "is not a run of handgrad"),
+    ({}, {"mean": None}, "preprocessing is not finite"),
+]
+
+
+@pytest.mark.parametrize("network", ["mlp-numpy", "mlp-pytorch"])
+@pytest.mark.parametrize(("model", "preprocessing", "said"), DAMAGE)
+def test_what_a_file_of_weights_says_is_looked_at_before_a_network_is_built(
+    tmp_path: Path,
+    run: TrainedRun,
+    network: str,
+    model: dict[str, Any],
+    preprocessing: dict[str, Any],
+    said: str,
+) -> None:
+    arrays, texts = load_arrays(run.folder / MODEL)
+    about = json.loads(texts["model"])
+    if network == "mlp-pytorch":
+        del about["dtype"], about["engine"]
+        about["device"] = "cpu"
+    fitted = json.loads(texts["preprocessing"])
+    for changed in ({}, model):
+        texts["model"] = json.dumps(about | changed)
+        texts["preprocessing"] = json.dumps(fitted | (preprocessing if changed is model else {}))
+        save_arrays(tmp_path / MODEL, arrays, texts)
+        if changed is not model:
+            assert handgrad.load_run(tmp_path, network).predict(IMAGES).shape == (3,)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=said) as error:
+        handgrad.load_run(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16 << 20 and str(tmp_path / MODEL) in str(error.value)
+
+
+def test_text_that_nests_without_end(tmp_path: Path, run: TrainedRun) -> None:
+    arrays, texts = load_arrays(run.folder / MODEL)
+    for name in ("model", "preprocessing"):
+        save_arrays(tmp_path / MODEL, arrays, texts | {name: "[" * 100_000})
+        with pytest.raises(DataError, match="is not a run of handgrad"):
+            handgrad.load_run(tmp_path)
+
+
+def test_weights_that_are_not_finite_or_overflow(tmp_path: Path, run: TrainedRun) -> None:
+    arrays, texts = load_arrays(run.folder / MODEL)
+    weight = arrays["layers.0.weight"].copy()
+    for value in (np.nan, -np.inf):
+        weight[3, 5] = value
+        save_arrays(tmp_path / MODEL, {**arrays, "layers.0.weight": weight}, texts)
+        with pytest.raises(DataError, match=r"layers\.0\.weight is not finite"):
+            handgrad.load_run(tmp_path)
+    save_arrays(tmp_path / MODEL, {name: a * 1e38 for name, a in arrays.items()}, texts)
+    loaded = handgrad.load_run(tmp_path)
+    with pytest.raises(DataError, match="answers with NaN"):
+        loaded.predict(IMAGES)
+    for kept in ({}, {"layers.0.weight": np.zeros(3, np.int64)}):
+        save_arrays(tmp_path / MODEL, kept, texts)
+        with pytest.raises(DataError, match="it holds no weights"):
+            handgrad.load_run(tmp_path)

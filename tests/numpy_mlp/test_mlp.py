@@ -227,6 +227,13 @@ def test_one_hidden_layer_may_be_given_as_its_width() -> None:
     assert [layer.w.size() for layer in vg.MLP(4, 2, hidden_sizes=3).layers] == [(3, 4), (2, 3)]
 
 
+def test_widths_may_come_from_a_generator() -> None:
+    assert len(MLP(4, (width for width in (3, 5)), 2).layers) == 6
+    for wrong in (None, 3.0):
+        with pytest.raises(TypeError, match=f"n_hidden must be a width, .* got {wrong}"):
+            MLP(4, wrong, 2)  # type: ignore[arg-type]
+
+
 def test_data_may_be_lists_and_frames() -> None:
     """Whatever NumPy makes an array of: a DataFrame does, by ``__array__``."""
 

@@ -27,6 +27,7 @@ from numpy_mlp.modules import (
     SoftMaxModule,
     TanhModule,
 )
+from numpy_mlp.muon import Muon
 from numpy_mlp.optim import SGD, AdamW, Optimizer
 
 Array = np.ndarray
@@ -186,6 +187,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: SGD(p, 0.1, weight_decay=0.01),
     "momentum": lambda p: SGD(p, 0.1, momentum=0.9, nesterov=True),
     "adamw": lambda p: AdamW(p, 0.01),
+    "muon": lambda p: Muon(p, 0.1, weight_decay=0.01),
 }
 
 
@@ -218,6 +220,11 @@ def test_optimizers_refuse_what_they_cannot_train(name: str) -> None:
             make([np.ones(2), bad])
     with pytest.raises(ValueError, match="parameter 0 is read-only"):
         make([_read_only(np.ones(3))])
+    with pytest.raises(TypeError, match=r"params is MLP; of a model give model.params"):
+        make(MLP(3, 4, 2))
+    with pytest.raises(ValueError, match=r"no gradient of a, got \['b'\]"):
+        make({"a": np.ones(3)}).step({"b": np.ones(3)})
+    make([]).step([])
     with pytest.raises(TypeError, match=r"params is one array.*give \[array\]"):
         make(np.ones((2, 3)))
 

@@ -90,6 +90,13 @@ def test_unknown_activation_is_named() -> None:
         MLP(3, [4], 2, activation="swish")
 
 
+@pytest.mark.parametrize("sizes", [(0, [4], 2), (3, [0], 2), (3, [4], 0), (3, [4.0], 2)], ids=str)
+def test_sizes_that_are_none(sizes: Any) -> None:
+    for kind in (MLP, numpy_mlp.MLP):
+        with pytest.raises(ValueError, match=r"must be (a )?positive integer"):
+            kind(*sizes)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_fits_every_dataset(name: str, shape: tuple[int, int, int]) -> None:

@@ -43,20 +43,19 @@ def kind_of_factor(c: float, look: Look) -> tuple[str, str]:
         text = f"{1 / abs(c):g} times too small: divided by the batch size, which only the loss "
         return "extra-1/N", f"{text}does{sign}"
     for entries, mean in _MEANS.items():
+        kind = entries.replace(" ", "")
         if name == entries:
-            text = f"{c:g} times too large: the factor 1/({entries}) of the mean of {mean} is missing"
-            return f"missing-1/({_bare(entries)})", text
+            text = f"{c:g} times too large: the factor 1/({entries}) of the mean of {mean} is "
+            return f"missing-1/({kind})", f"{text}missing"
         if name == f"1/({entries})":
-            text = f"{1 / c:g} times too small: divided by {entries}, the number of {mean}: it is a "
-            return f"extra-1/({_bare(entries)})", f"{text}sum, or the division has been made already"
+            text = (
+                f"{1 / c:g} times too small: divided by {entries}, the number of {mean}, where a "
+            )
+            return f"extra-1/({kind})", f"{text}sum over them is meant"
     value = f"{c:.6g}"
     bare = name[1:-1] if name.startswith("(") and name.endswith(")") else name
     what = "" if name in (value, value.lstrip("-")) else f" ({bare})"
     return "constant-factor", f"{value} times what it should be{what}, everywhere"
-
-
-def _bare(name: str) -> str:
-    return name.replace(" ", "")
 
 
 def by(c: float, look: Look) -> str:

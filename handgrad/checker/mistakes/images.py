@@ -17,6 +17,9 @@ from handgrad.checker.mistakes.look import Look, Rows, same
 from handgrad.checker.mistakes.windows import Sliding, Window, channels, find, one_of, whole
 from handgrad.checker.subject import Array
 
+# As rows, but with the gradient of images, or of a weight, in our order of axes.
+_Rows = Iterator[tuple[str, str, Array]]
+
 _OVERLAP = "where windows overlap, their gradients have to add up (+=, or np.add.at); the last "
 _OVERLAP += "one written (=) is all that is left"
 _GROUPS = "the groups are mixed up: each filter has the channels of another group"
@@ -65,7 +68,8 @@ def _given(sliding: Sliding, weight: Array | None = None, dout: Array | None = N
         return sliding.share * dout[:, :, None]
     assert sliding.weight is not None
     full = whole(sliding.weight, sliding.x.shape[1]) if weight is None else weight
-    return np.einsum("ock,nop->nckp", full, dout)
+    given: Array = np.einsum("ock,nop->nckp", full, dout)
+    return given
 
 
 def _exchanged(images: Array) -> Iterator[Array]:
@@ -86,7 +90,7 @@ def _other_windows(window: Window) -> Iterator[tuple[str, str, Window]]:
         yield "dilation-forgotten", f"{text}be neighbours", replace(window, dilation=1)
 
 
-def _of_input(sliding: Sliding) -> Rows:
+def _of_input(sliding: Sliding) -> _Rows:
     """Yield gradients of the padded images."""
     window, given = sliding.window, _given(sliding)
     for dpatches in (given, _given(_last_filter(sliding))):
@@ -99,8 +103,8 @@ def _of_input(sliding: Sliding) -> Rows:
         yield kind, text, other.spread(given, window.places)
     shape = (*sliding.dout.shape[:2], *window.places)
     for dout in _exchanged(sliding.dout.reshape(shape)):
-        padded = window.spread(_given(sliding, dout=dout.reshape(sliding.dout.shape)), window.places)
-        yield "axes-exchanged", _AXES.format("dout"), padded
+        dpatches = _given(sliding, dout=dout.reshape(sliding.dout.shape))
+        yield "axes-exchanged", _AXES.format("dout"), window.spread(dpatches, window.places)
     for dx in _exchanged(window.inside(window.spread(given, window.places))):
         yield "axes-exchanged", _AXES.format("dx"), dx
 
@@ -124,7 +128,7 @@ def _of_padding(sliding: Sliding) -> Rows:
         yield "padding-forgotten", f"{text}dx is moved by it", _back(cut, sliding.last)
 
 
-def _kernels(sliding: Sliding) -> Rows:
+def _kernels(sliding: Sliding) -> _Rows:
     """Yield what the places give back with another kernel."""
     weight, n_in = sliding.weight, sliding.x.shape[1]
     assert weight is not None
@@ -141,16 +145,16 @@ def _kernels(sliding: Sliding) -> Rows:
     for order in itertools.permutations(range(1, 4)):
         shape = [weight.shape[axis] for axis in order]
         back = np.argsort(order) + 1
-        others.append(("channels-exchanged", text, weight.reshape(n_out, *shape).transpose(0, *back)))
-        moved = weight.transpose(0, *order).reshape(weight.shape)
-        others.append(("channels-exchanged", text, moved))
+        exchanged = [weight.reshape(n_out, *shape).transpose(0, *back)]
+        exchanged += [weight.transpose(0, *order).reshape(weight.shape)]
+        others += [("channels-exchanged", text, other) for other in exchanged]
     for kind, text, other in others:
         yield kind, f"the kernel is {text}", _given(sliding, whole(other, n_in))
     for mixed in _MIXED if depth < n_in else ():
         yield "groups-mixed", _GROUPS, _given(sliding, whole(weight, n_in, mixed))
 
 
-def _shares(sliding: Sliding) -> Rows:
+def _shares(sliding: Sliding) -> _Rows:
     """Yield what the places of a pooling give back if it goes to other entries."""
     window, dout, share = sliding.window, sliding.dout[:, :, None], sliding.share
     assert share is not None
@@ -188,12 +192,13 @@ def _dweight(sliding: Sliding, mixed: str = "", **other: Array) -> Array:
     patches = other["patches"] if "patches" in other else window.patches(sliding.x, window.places)
     full = np.einsum("nop,nckp->ock", other.get("dout", sliding.dout), patches)
     at = channels(n_out, depth, sliding.x.shape[1], mixed)
-    return full[np.arange(n_out)[:, None], at].reshape(weight.shape)
+    dweight: Array = full[np.arange(n_out)[:, None], at].reshape(weight.shape)
+    return dweight
 
 
-def _of_weight(sliding: Sliding) -> Rows:
+def _of_weight(sliding: Sliding) -> _Rows:
     window, right = sliding.window, _dweight(sliding)
-    n_out, depth, *kernel = right.shape
+    depth, *kernel = right.shape[1:]
     yield "flipped-kernel", "the gradient of the kernel is turned around", right[..., ::-1, ::-1]
     if kernel[0] == kernel[1]:
         text = "the gradient of the kernel is transposed: rows and columns are exchanged"
@@ -207,8 +212,8 @@ def _of_weight(sliding: Sliding) -> Rows:
         bare = Window(x.shape, window.kernel, window.stride, 0, window.dilation)
         dweight = _dweight(sliding, patches=bare.patches(x, window.places))
         yield "padding-forgotten", text, dweight
-    for kind, text, other in _other_windows(window):
-        yield kind, text, _dweight(sliding, patches=other.patches(sliding.x, window.places))
+    for kind, text, moved in _other_windows(window):
+        yield kind, text, _dweight(sliding, patches=moved.patches(sliding.x, window.places))
     shape = (*sliding.dout.shape[:2], *window.places)
     for dout in _exchanged(sliding.dout.reshape(shape)):
         dweight = _dweight(sliding, dout=dout.reshape(sliding.dout.shape))
@@ -221,7 +226,7 @@ def _of_weight(sliding: Sliding) -> Rows:
     yield from _one_of_many(sliding)
 
 
-def _one_of_many(sliding: Sliding) -> Rows:
+def _one_of_many(sliding: Sliding) -> _Rows:
     """Yield gradients of the weight where what should be added up is not."""
     every = slice(None)
     for index, which in ((0, "first"), (-1, "last")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import numpy as np
@@ -62,12 +63,7 @@ def statistics(look: Look) -> Rows:
             continue
         for eps in (*look.numbers().values(), 1e-5, 1e-8, 0.0):
             std = np.sqrt(variance + eps)
-            x_hat, g = deviation / std, look.dout * slope * std
-
-            def dx(over: tuple[int, ...], factor: float = 1.0) -> Array:
-                mean, along = (v.mean(axis=over, keepdims=True) for v in (g, g * x_hat))
-                return (g - factor * mean - x_hat * factor * along) / std
-
+            dx = functools.partial(_dx, look.dout * slope * std, deviation / std, std)
             if not same(dx(axes), look.n, 1e-6):
                 continue
             right = " and ".join(names[axis] for axis in axes)
@@ -79,6 +75,12 @@ def statistics(look: Look) -> Rows:
                 text = f"the sums in dx are divided by {size}, where they are over {right}"
                 yield "wrong-mean", text, dx(axes, count)
             return
+
+
+def _dx(g: Array, x_hat: Array, std: Array, over: tuple[int, ...], factor: float = 1.0) -> Array:
+    mean, along = (factor * v.mean(axis=over, keepdims=True) for v in (g, g * x_hat))
+    dx: Array = (g - mean - x_hat * along) / std
+    return dx
 
 
 def normalised(look: Look) -> Rows:

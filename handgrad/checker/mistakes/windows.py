@@ -62,7 +62,8 @@ class Window:
     def spread(self, dpatches: Array, places: tuple[int, ...]) -> Array:
         """Return the gradient of the padded images: what overlaps adds up."""
         flat = np.zeros((*self.shape[:2], int(np.prod(self.padded[2:]))))
-        np.add.at(flat, (slice(None), slice(None), self.seen(places)), dpatches)
+        by_entry = flat.transpose(2, 0, 1)  # a view
+        np.add.at(by_entry, self.seen(places), dpatches.transpose(2, 3, 0, 1))
         return flat.reshape(self.padded)
 
     def overwritten(self, dpatches: Array) -> Iterator[Array]:
@@ -185,7 +186,8 @@ def _poolings(x: Array, y: Array, look: Look) -> Iterator[Sliding]:
 def one_of(window: Window, which: Array) -> Array:
     """Return 1 for the entry of each place that is meant, and 0 for the others, (N, C, K, P)."""
     entries = np.arange(int(np.prod(window.kernel)))
-    return (entries[:, None] == which[:, :, None]).astype(float)
+    chosen: Array = entries[:, None] == which[:, :, None]
+    return chosen.astype(float)
 
 
 def channels(n_out: int, depth: int, n_in: int, mixed: str = "") -> Array:
@@ -198,9 +200,9 @@ def channels(n_out: int, depth: int, n_in: int, mixed: str = "") -> Array:
         group = (group + 1) % groups
     elif mixed == "first":
         group = 0 * group
-    if mixed == "channels":
-        return group[:, None] + groups * np.arange(depth)
-    return group[:, None] * depth + np.arange(depth)
+    apart, first = (groups, group) if mixed == "channels" else (1, group * depth)
+    seen: Array = first[:, None] + apart * np.arange(depth)
+    return seen
 
 
 def whole(weight: Array, n_in: int, mixed: str = "") -> Array:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handgrad.data.sources.idx import parse_idx
+from handgrad.errors import DataError
 
 CLASS_NAMES = tuple("0123456789")
 
@@ -24,10 +25,16 @@ def load(data_dir: Path | None = None, download: bool = True) -> tuple[NDArray[A
     The file is ordered by writer, and each wrote the ten digits in turn: so each class and each
     writer has its share of both. (The last fifth as test set would mostly hold writers never seen
     in training, and is much harder.)
+
+    Raises:
+        DataError: the installed files are damaged.
     """
     folder = resources.files("handgrad.data.bundled")
     images = parse_idx((folder / "digits-images-idx3-ubyte.gz").read_bytes(), "bundled digits")
     labels = parse_idx((folder / "digits-labels-idx1-ubyte.gz").read_bytes(), "bundled digits")
+    # A whole IDX file, which is all that was looked at, may hold anything.
+    if images.shape != (1797, 8, 8) or labels.shape != (1797,) or labels.max() > 9:
+        raise DataError("the bundled digits are damaged; install the package again")
     images = np.minimum(images.astype(np.uint16) * 16, 255).astype(np.uint8)[:, None]
     labels = labels.astype(np.int64)
     test = np.arange(len(labels)) // 10 % 5 == 4

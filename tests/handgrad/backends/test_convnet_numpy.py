@@ -142,6 +142,7 @@ def test_the_cost_is_that_of_direct_convolution() -> None:
     ("options", "message"),
     [
         ("--optimizer muon", "--optimizer muon is for --model fast, not vgg"),
+        ("--model small-vgg --widths 8 8 8", "--widths is for --model fast, not small-vgg"),
         ("--model fast --widths 8 8", "--widths takes three numbers, got 2"),
         ("--model fast --optimizer muon", "images of at least 26×26 pixels"),
     ],

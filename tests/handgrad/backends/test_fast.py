@@ -10,7 +10,7 @@ import pytest
 from data_files import write_cifar
 
 from handgrad.backends.command import train_convnet
-from handgrad.backends.common import fast_network, muon_rates
+from handgrad.backends.common import FAST, fast_network, muon_rates
 from handgrad.backends.convnet_torch import PRESETS, ConvNetSettings
 from handgrad.backends.registry import NETWORKS
 from handgrad.data import Dataset, load_dataset
@@ -42,7 +42,7 @@ def _torch_learner(settings: ConvNetSettings, dataset: Dataset) -> TorchLearner:
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_it_begins_and_goes_on_as_in_numpy(dataset: Dataset, precision: str) -> None:
-    options = f"--preset fast --batch-size 20 --precision {precision} --device cpu --seed 4"
+    options = f"{FAST} --batch-size 20 --precision {precision} --device cpu --seed 4"
     settings = _settings(*options.split())
     theirs, model = _torch_learner(settings, dataset), fast_network(settings, dataset, precision)
     for name, array in model.state_dict().items():
@@ -82,7 +82,8 @@ def test_the_rates_are_those_that_were_found() -> None:
     ("options", "said"),
     [
         ("--model fast", "--model fast is for images of at least 26×26 pixels; those of digits"),
-        ("--optimizer muon --nesterov", "--nesterov is for --optimizer sgd"),
+        ("--model fast --optimizer muon --nesterov", "--nesterov is for --optimizer sgd"),
+        ("--optimizer muon", "--optimizer muon is for --model fast, not vgg"),
     ],
 )
 def test_what_cannot_be_is_said(
@@ -96,7 +97,7 @@ def test_a_run_of_the_preset_resumes_bit_for_bit(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("handgrad.runs.result.draw_pictures", lambda *args: None)
-    options = "--preset fast --batch-size 25 --max-steps 8 --warmup-steps 2 --quiet "
+    options = f"{FAST} --batch-size 25 --max-steps 8 --warmup-steps 2 --quiet "
     options += f"--precision float32 --data-dir {tmp_path / 'data'} --out"
     step = Loop._step
 

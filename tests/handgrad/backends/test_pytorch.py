@@ -114,8 +114,8 @@ def test_the_networks_learn(tmp_path: Path) -> None:
 
 
 SGD = "--momentum 0.9 --weight-decay 0.001"
-ADAM = "--optimizer adam --weight-decay 0.01 --weight-decay-of matrices --label-smoothing 0.1 "
-ADAM += "--clip-grad-norm 0.5 --ema 0.9"
+ADAM = "--optimizer adam --lr 0.01 --weight-decay 0.01 --weight-decay-of matrices "
+ADAM += "--label-smoothing 0.1 --clip-grad-norm 0.5 --ema 0.9"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from planted_convolutions import MISTAKES as MISTAKES_OF_CONVOLUTIONS
 from planted_mistakes import CORRECT, MISTAKES
 from random_shapes import correct_classes, false_alarms
 
+import numpy_mlp.modules
 from handgrad.checker import child, process
 from handgrad.checker.check import check
 from handgrad.checker.command import main
@@ -109,6 +110,55 @@ def test_the_sentence_of_a_convolution_says_more_than_the_name(
 ) -> None:
     found = planted_convolutions[name]["findings"]
     assert any(says in finding["explanation"] for finding in found), found
+
+
+def test_every_module_of_numpy_mlp_is_right(capsys: pytest.CaptureFixture[str]) -> None:
+    status, classes, _ = run(capsys, "numpy_mlp.modules")
+    assert {name: wrong(result) for name, result in classes.items() if wrong(result)} == {}
+    assert status == 0 and {*numpy_mlp.modules.__all__} - {*classes} == {
+        "BackwardBeforeForwardError",
+        "Module",
+    }
+
+
+def test_a_tie_may_be_shared_or_given_to_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+class Maximum:
+    def forward(self, x):
+        self.mask = x == x.max(axis=1, keepdims=True)
+        return x.max(axis=1)
+    def backward(self, dout):
+        return self.mask * dout[:, None]
+class Shares(Maximum):
+    def backward(self, dout):
+        return super().backward(dout) / self.mask.sum(axis=1, keepdims=True)
+class First(Maximum):
+    def backward(self, dout):
+        return super().backward(dout) * (self.mask.cumsum(axis=1) == 1)
+"""
+    _, classes, _ = run(capsys, write(tmp_path, text))
+    found = {name: wrong(result) for name, result in classes.items()}
+    assert found == {"Maximum": [("tied-entries", "x")], "Shares": [], "First": []}
+
+
+def test_evaluation_mode_is_looked_at_and_held_against_nobody(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = """
+class Scale:
+    factor = 2.0
+    def eval(self):
+        self.factor = 3.0
+    def forward(self, x):
+        return x * self.factor
+    def backward(self, dout):
+        return 2 * dout
+"""
+    status, classes, _ = run(capsys, write(tmp_path, text))
+    assert status == 0
+    assert any("in evaluation mode" in note for note in classes["Scale"]["notes"])
 
 
 def test_enough_are_planted_and_none_goes_unlooked_at(planted: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from handgrad.data.images import as_pixels
@@ -164,6 +166,18 @@ def test_other_shapes_are_refused(shape: Any, image_shape: Any, told: str) -> No
         as_pixels(np.full(shape, 200, np.uint8), image_shape)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda x: x.to(torch.complex64), "images of Tensor, complex64; give pixels"),
+        (lambda x: x.to_sparse(), "the images are no array: .*dense"),
+    ],
+)
+def test_other_tensors_are_refused(change: Any, told: str, grey: np.ndarray) -> None:
+    with pytest.raises(UserError, match=told):
+        as_pixels(change(torch.from_numpy(grey)), GREY)
+
+
 def test_ragged_rows_are_refused() -> None:
     with pytest.raises(UserError, match="the images are no array"):
         as_pixels([[1, 2], [3]], GREY)
@@ -212,6 +226,16 @@ def test_pictures_become_what_the_network_saw(grey: np.ndarray) -> None:
 def test_pictures_that_are_refused(picture: Any, told: str) -> None:
     with pytest.raises(UserError, match=told):
         as_pixels(picture, GREY)
+
+
+def test_a_picture_that_is_a_program_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"  # Pillow goes by the content
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 6\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("it was run"))
+    with pytest.raises(UserError, match=r"picture\.png is a PostScript program"):
+        as_pixels(path, GREY)
 
 
 def test_a_damaged_picture_is_named(colour: np.ndarray, tmp_path: Path) -> None:

@@ -612,6 +612,9 @@ def test_rounding_that_grows_is_no_error(
         ("--lr 1e300 --engines modules,graph", "a smaller --lr"),
         ("--tolerance 0", "--tolerance 0.0 is out of range"),
         ("--preset best", "--preset 'best' is unknown"),
+        ("--model vgg --batch-norm", "--batch-norm is for --model mlp, not vgg"),
+        ("--model vgg --hidden-dims 5", "--hidden-dims is for --model mlp, not vgg"),
+        ("--model fast", "--model fast is for images of at least 26×26 pixels"),
     ],
 )
 def test_bad_usage_is_one_line(

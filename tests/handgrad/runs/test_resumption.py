@@ -299,3 +299,16 @@ def test_errors_speak_in_the_unit_that_was_given(
     assert "is at epoch 2.00 already, beyond --epochs 1; " in capsys.readouterr().err
     assert _resume(folder, "--max-steps 13") == 2
     assert "is at step 26 already, beyond --max-steps 13; " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["mlp-pytorch", "convnet-numpy"])
+def test_a_run_of_another_command_is_named(
+    other: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _no_pictures(monkeypatch)
+    assert _train(tmp_path / "run", f"{SMALL} --max-steps 1") == 0
+    assert _resume(tmp_path / "run", "--max-steps 2", other) == 2
+    assert f"is one of train-mlp-numpy, not of train-{other}" in capsys.readouterr().err

@@ -490,6 +490,15 @@ def test_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
     assert learner.calls == [] and learner.evaluated == []
 
 
+@pytest.mark.parametrize("group", ["weights", "best"])
+def test_checkpoint_of_weights_that_are_not_finite(tmp_path: Path, group: str) -> None:
+    _loop(FakeLearner(), tmp_path).run()
+    checkpoint = Checkpoint.load(tmp_path / "checkpoint.safetensors")
+    setattr(checkpoint, group, {"weight": np.array([8, np.nan])})
+    with pytest.raises(DataError, match=r"is damaged: .* is not finite"):
+        _loop(FakeLearner(), tmp_path).resume(checkpoint)
+
+
 @pytest.mark.parametrize("change", ["weights", "learner_text", "progress"])
 def test_checkpoint_of_another_run(tmp_path: Path, change: str) -> None:
     _loop(FakeLearner(), tmp_path).run()

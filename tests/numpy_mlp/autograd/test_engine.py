@@ -733,10 +733,15 @@ def test_load_mnist(real_data: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: A
     assert vg.load_mnist(data_dir=f"~/{real_data.name}")[0][0].shape == (55_000, 784)
     with pytest.raises(FileNotFoundError, match="HANDGRAD_DATA_DIR"):
         vg.load_mnist(data_dir=tmp_path)
+    packed = gzip.compress(b"\x00\x00\x08\x01\x00\x00\x00\x01a")
     for content in (
         b"not an IDX file",
         b"\x00\x00\x08\x01\x00\x00\x00\x05abc",
-        gzip.compress(b"\x00\x00\x08\x01")[:-3],
+        b"\x00\x00\x08",
+        b"\x00\x00\x08\x02\x00\x00\x00\x05",
+        gzip.compress(b"\x00\x00\x08\x01")[:-3],  # EOFError
+        packed[:10] + b"\xff" + packed[11:],  # zlib.error
+        packed[:-8] + bytes(4) + packed[-4:],  # BadGzipFile
     ):
         (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
         with pytest.raises(ValueError, match="train-images-idx3-ubyte"):

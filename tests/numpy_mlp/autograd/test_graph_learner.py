@@ -89,7 +89,8 @@ def test_both_engines_train_networks_of_images_alike(name: str, dtype: str) -> N
         frozen = n in graph.model.params and n not in graph.model.trained_parameters()
         assert frozen == np.array_equal(array, before[n]), n
     expected = modules.eval_step(x, y)[0]
-    assert graph.eval_step(x, y)[0] == pytest.approx(expected, rel=tolerance)
+    # Running statistics carry what has been rounded in every step so far.
+    assert graph.eval_step(x, y)[0] == pytest.approx(expected, rel=10 * tolerance)
 
 
 class _Shift(Module):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from module_proofs import apart, assert_equal, run
 
+from numpy_mlp.learner import NumpyLearner
 from numpy_mlp.modules import (
     BatchNorm2dModule,
     BatchNormModule,
@@ -20,8 +21,10 @@ from numpy_mlp.modules import (
     ReLUModule,
     ResidualModule,
     SequentialModule,
+    SoftMaxModule,
     TanhModule,
 )
+from numpy_mlp.network import Network
 from numpy_mlp.optim import SGD
 from numpy_mlp.workspace import Workspace
 
@@ -147,3 +150,24 @@ def test_a_network_with_dropout_and_rows_at_its_end(rng: np.random.Generator) ->
         with workspace.lent_to(inside.modules()):
             got = run(inside, x, dout)
         assert_equal(got, run(outside, x, dout))
+
+
+def test_what_a_child_keeps_from_training_is_kept() -> None:
+    inner = LinearModule(3, 3, rng=0)
+    inner.frozen = frozenset({"weight"})
+    chain = SequentialModule(ResidualModule(SequentialModule(inner, ReLUModule())))
+    model = Network([chain, LinearModule(3, 2, rng=1), SoftMaxModule()])
+    assert chain.frozen == {"0.residual.0.weight"}
+    assert "layers.0.0.residual.0.weight" not in model.trained_parameters()
+    before = inner.params["weight"].copy()
+    learner = NumpyLearner(model, SGD(model.trained_parameters(), 0.1, weight_decay=0.1))
+    learner.train_step(np.eye(3), np.array([0, 1, 1]), 0.1)
+    np.testing.assert_array_equal(inner.params["weight"], before)
+    assert inner.params["bias"].any()
+
+
+def test_lists_go_around_too() -> None:
+    residual = ResidualModule(LinearModule(2, 2, rng=0))
+    x = [[1, 2], [3, 4]]
+    np.testing.assert_array_equal(residual.forward(x), residual.forward(np.array(x)))  # type: ignore[arg-type]
+    assert residual.backward(x).shape == (2, 2)  # type: ignore[arg-type]

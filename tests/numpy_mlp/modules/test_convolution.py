@@ -184,6 +184,7 @@ def test_initial_weights_keep_the_variance_and_follow_the_generator() -> None:
         ((1, 1, 3), {"dilation": (1, 0)}, "dilation must be .* at least 1"),
         ((1, 1, 3), {"dtype": np.int64}, "dtype must be float32 or float64, got int64"),
         ((1, 1, 3), {"weight_std": 0.0}, "weight_std must be positive, got 0.0"),
+        ((4, 2, 3), {"groups": 2, "weight": np.ones((2, 4, 3, 3))}, r"expected \(2, 2, 3, 3\)"),
         ((1, 1, 3), {"algorithm": "fft"}, "algorithm must be one of auto, im2col, winograd"),
         ((1, 1, 5), {"algorithm": "winograd"}, "winograd needs a 3×3 kernel"),
         ((2, 2, 3), {"algorithm": "winograd", "groups": 2}, "and one group"),

@@ -111,6 +111,19 @@ def test_a_value_that_is_no_number_is_not_lost() -> None:
     assert np.isnan(AvgPool2dModule(2).forward(x)).all()
 
 
+def test_where_all_is_minus_infinity_the_gradient_stays_in_the_image(
+    rng: np.random.Generator,
+) -> None:
+    x, dout = np.full((2, 3, 5, 6), -np.inf), rng.standard_normal((2, 3, 3, 4))
+    twin = torch.nn.MaxPool2d((4, 3), (2, 2), (1, 1))
+    x[0, 0, 2, 3] = 1
+    dout = dout[..., : twin(torch.tensor(x)).shape[2], : twin(torch.tensor(x)).shape[3]]
+    module = MaxPool2dModule((4, 3), (2, 2), (1, 1))
+    got, want = run(module, x, dout), run_in_torch(twin, module, x, dout)
+    np.testing.assert_array_equal(got["y"], want["y"])
+    np.testing.assert_allclose(got["dx"], want["dx"], 1e-12, 1e-12)
+
+
 def test_the_global_mean_is_that_of_one_window(rng: np.random.Generator) -> None:
     x, dout = apart(rng, 3, 2, 4, 5), rng.standard_normal((3, 2, 1, 1))
     assert_close(run(GlobalAvgPoolModule(), x, dout), run(AvgPool2dModule((4, 5)), x, dout), 1e-12)

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import struct
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from handgrad.data.sources import digits
+from handgrad.errors import DataError
 
 
 def test_bundled_digits() -> None:
@@ -32,3 +37,30 @@ def test_first_image_is_the_known_zero() -> None:
     assert labels[0] == 0
     # First row of the first image as UCI published it: 0 0 5 13 9 1 0 0.
     assert (train[0, 0, 0] // 16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "label_shape", "label"),
+    [
+        ((1797, 8, 8), (1797,), 10),
+        ((1797, 8, 8), (1797, 1), 0),
+        ((1797, 8, 8), (1796,), 0),
+        ((1797, 64), (1797,), 0),
+        ((0, 8, 8), (0,), 0),
+    ],
+    ids=str,
+)
+def test_other_whole_files_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shape: tuple[int, ...],
+    label_shape: tuple[int, ...],
+    label: int,
+) -> None:
+    for kind, size, value in (("images-idx3", shape, 0), ("labels-idx1", label_shape, label)):
+        header = bytes([0, 0, 8, len(size)]) + struct.pack(f">{len(size)}I", *size)
+        content = header + bytes([value]) * int(np.prod(size))
+        (tmp_path / f"digits-{kind}-ubyte.gz").write_bytes(content)
+    monkeypatch.setattr(digits.resources, "files", lambda package: tmp_path)
+    with pytest.raises(DataError, match="bundled digits are damaged"):
+        digits.load()
