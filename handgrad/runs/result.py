@@ -169,7 +169,7 @@ def draw_pictures(result: Result) -> None:
         f"{settings.batch_size}: test accuracy {accuracy:.4f}"
     )
     if result.accuracy_tta is not None:
-        title += f" ({result.accuracy_tta:.4f} with test-time augmentation)"
+        title += f"\n({result.accuracy_tta:.4f} with test-time augmentation)"
     best_step = loop.progress.best_step if loop.best_weights else 0
     steps, names, test = len(loop.train_loader), dataset.class_names, dataset.test
     weight, predicted = loop.learner.first_layer(), result.test.predicted
