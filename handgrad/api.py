@@ -25,7 +25,7 @@ from handgrad.runs.declare import check_types, nearest, option_of, unpack_type
 from handgrad.runs.folder import CONFIG, MODEL
 from handgrad.runs.record import read_run
 from handgrad.runs.run import Run
-from handgrad.runs.settings import TrainSettings, as_options, options_for, settings_from_dict
+from handgrad.runs.settings import as_options, options_for, settings_from_dict
 from handgrad.runs.trained import TrainedRun
 from handgrad.training.checkpoint import Arrays, check_finite, load_arrays
 from handgrad.training.metrics import Row
@@ -237,9 +237,13 @@ def _preprocessing_of(
 
 def _network_of(about: Mapping[str, Any]) -> str:
     """Return the network whose own settings a file of weights names."""
-    shared = {field.name for field in fields(TrainSettings)}
-    own = {name: {f.name for f in fields(n.settings)} - shared for name, n in NETWORKS.items()}
-    best = max(own, key=lambda name: 2 * len(own[name] & about.keys()) - len(own[name]))
-    if not own[best] & about.keys():
-        raise ValueError("it names no network")
-    return best
+    known = {
+        "widths": "convnet-numpy",
+        "model": "convnet",
+        "engine": "mlp-numpy",
+        "device": "mlp-pytorch",
+    }
+    for setting, name in known.items():
+        if setting in about:
+            return name
+    raise ValueError("it names no network")

@@ -19,7 +19,7 @@ _COMMANDS = {
         ),
         "train-convnet-numpy": (
             "handgrad.backends.command:train_convnet_numpy",
-            "convolutional networks in NumPy, backward passes by hand",
+            "convolutional networks in NumPy, by hand",
         ),
         "train-mlp-pytorch": (
             "handgrad.backends.command:train_mlp_pytorch",

@@ -26,8 +26,8 @@ from handgrad.version import __version__
 # one another. Others are written as Python writes them, \u732b.
 _STANDS_FOR = {
     "×": "x", "·": "*", "±": "+-", "²": "^2", "√": "sqrt", "Σ": "sum", "∂": "d", "Δ": "d",
-    "α": "alpha", "≤": "<=", "≥": ">=", "→": "->", "⇒": "=>", "–": "-", "—": "-", "…": "...",
-    "│": "|", "█": "#", "�": "?",
+    "α": "alpha", "≤": "<=", "≥": ">=", "→": "->", "⇒": "=>", "–": "-", "−": "-", "—": "-",
+    "…": "...", "│": "|", "█": "#", "�": "?",
 }  # fmt: skip
 _ERRORS = "handgrad"  # name of the handler below, as "replace" is one
 

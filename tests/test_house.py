@@ -25,10 +25,8 @@ def product() -> dict[Path, str]:
 
 
 def room(path: Path) -> str:
-    """Return the room that a file is in: a library, or a folder of ``handgrad``."""
-    if path.parts[0] == "handgrad":
-        return "/".join(path.parts[:2]) if len(path.parts) > 2 else "handgrad"
-    return path.parts[0]
+    """Return the room that a file is in: a folder of a library or of ``handgrad``."""
+    return "/".join(path.parts[:2]) if len(path.parts) > 2 else path.parts[0]
 
 
 def functions(text: str) -> Iterator[tuple[str, int]]:

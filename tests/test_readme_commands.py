@@ -16,7 +16,12 @@ from conftest import ROOT
 from data_files import write_cifar, write_mnist
 
 from handgrad import plot_runs
-from handgrad.backends.command import train_convnet, train_mlp_numpy, train_mlp_pytorch
+from handgrad.backends.command import (
+    train_convnet,
+    train_convnet_numpy,
+    train_mlp_numpy,
+    train_mlp_pytorch,
+)
 from handgrad.benchmark import command as benchmark
 from handgrad.benchmark import convnets, steps, workers
 from handgrad.benchmark import whole_commands as runs
@@ -132,6 +137,7 @@ def _torchrun(argv: list[str], out: Path) -> int:
 RUNNERS: dict[str, Callable[[list[str], Path], int]] = {
     "train-mlp-numpy": _train(train_mlp_numpy),
     "train-mlp-pytorch": _train(train_mlp_pytorch, "--precision", "float32"),
+    "train-convnet-numpy": _train(train_convnet_numpy, "--batch-size", "8"),
     "train-convnet": _train(train_convnet, "--precision", "float32", "--batch-size", "8"),
     "check-gradients": _check,
     "compare-engines": _compare,

@@ -51,12 +51,12 @@ class NumpyConvNetSettings(TrainSettings):
 PRESETS = {
     "uva-2018": TORCH_PRESETS["uva-2018"],
     "best-mnist": TORCH_PRESETS["best-mnist"],
-    "fast": Preset(FAST, "CIFAR-10, the network that learns with the least arithmetic", "–"),
+    "fast": Preset(FAST, "CIFAR-10, the network that learns with the least arithmetic", "0.8909"),
     # Found on 5,000 of the training images, held out, as the other is.
     "quick": Preset(
         f"{FAST} --widths 32 128 128 --max-steps 420 --warmup-steps 42",
         "CIFAR-10, a narrower one of the same kind, in minutes",
-        "–",
+        "0.8621",
     ),
 }
 

@@ -13,7 +13,6 @@ from handgrad.data.preprocess import PREPROCESSING
 from handgrad.errors import UserError
 from handgrad.runs.declare import check_bounds, check_types, option_of, setting, text_of
 from handgrad.seeding import LARGEST_SEED
-from numpy_mlp.optim import SCHEDULES
 
 SettingsT = TypeVar("SettingsT", bound="TrainSettings")
 
@@ -135,7 +134,7 @@ class TrainSettings:
     schedule: str = setting(
         "constant",
         "course of the learning rate",
-        choices=SCHEDULES,
+        choices=("constant", "step", "cosine", "linear"),
     )
     schedule_steps: int | None = setting(
         None,
