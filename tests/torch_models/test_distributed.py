@@ -58,7 +58,9 @@ def test_augmentation_differs_between_processes(rng: np.random.Generator) -> Non
     split = Split(images, np.zeros(40, np.int64))
     seen = []
 
-    def note(pixels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def note(
+        pixels: np.ndarray, generator: np.random.Generator, mirrored: np.ndarray
+    ) -> np.ndarray:
         seen.append(generator.random())
         return pixels
 

@@ -206,9 +206,7 @@ def test_the_schedule_ends_and_its_last_rate_stays() -> None:
     plain = build_schedule(TrainSettings(schedule="cosine", lr=0.1), 4)
     assert [schedule(i) for i in range(5)] == [plain(i) for i in range(5)]
     assert {schedule(i) for i in range(4, 100)} == {plain(4)}
-    with pytest.raises(
-        UserError, match="4 is for --schedule step, cosine or linear"
-    ):
+    with pytest.raises(UserError, match="4 is for --schedule step, cosine or linear"):
         build_schedule(TrainSettings(schedule_steps=4), 100)
     with pytest.raises(UserError, match="exceeds the 4 steps of --schedule-steps 4"):
         build_schedule(TrainSettings(schedule="step", warmup_steps=5, schedule_steps=4), 100)
