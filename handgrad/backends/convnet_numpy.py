@@ -50,7 +50,6 @@ class NumpyConvNetSettings(TrainSettings):
 
 PRESETS = {
     "uva-2018": TORCH_PRESETS["uva-2018"],
-    "best-mnist": TORCH_PRESETS["best-mnist"],
     "fast": Preset(FAST, "CIFAR-10, the network that learns with the least arithmetic", "0.8909"),
     # Found on 5,000 of the training images, held out, as the other is.
     "quick": Preset(

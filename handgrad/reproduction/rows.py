@@ -169,8 +169,6 @@ _BY_HAND = Section(
     (
         Experiment("numpy-vgg", "train-convnet-numpy --preset uva-2018",
                    "about 0.75", 15, _CONVNET),
-        Experiment("numpy-best-mnist", "train-convnet-numpy --preset best-mnist",
-                   "–", 15, _WARM, figure=False),
         Experiment("numpy-quick", "train-convnet-numpy --preset quick",
                    "–", 4, _FEW, figure=False),
         Experiment("numpy-fast", "train-convnet-numpy --preset fast", "–", 12, _FEW, _SEEDS),

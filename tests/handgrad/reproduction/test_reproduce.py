@@ -56,7 +56,7 @@ def test_the_commands_of_all_rows_are_accepted(experiment: Experiment, quick: bo
 
 
 def test_rows_have_names_of_their_own() -> None:
-    assert len({experiment.name for experiment in REAL}) == len(REAL) == 24
+    assert len({experiment.name for experiment in REAL}) == len(REAL) == 23
 
 
 def test_page_pictures_and_nothing_twice(
