@@ -101,7 +101,7 @@ def test_right_layers_of_images_are_right(planted_convolutions: dict[str, Any]) 
         ("MaxPoolMaskOfTies", "it belongs to one of them, by argmax"),
         ("MaxPoolMinimum", "goes to the smallest entry"),
         ("AvgPoolNoMean", "the factor 1/(kH · kW) of the mean of a window's entries is missing"),
-        ("AvgPoolOverSide", "2 times what it should be (k)"),
+        ("AvgPoolOverSide", "2 times what it should be"),
         ("BatchNorm2dOverTheBatch", "over samples, those of forward over samples and rows"),
     ],
 )
@@ -242,7 +242,7 @@ def test_a_crash_names_the_users_own_line(planted: dict[str, Any]) -> None:
 
 
 def test_correct_layers_at_random_shapes() -> None:
-    alarms, checked = false_alarms(60, seed=1)
+    alarms, checked = false_alarms(len(correct_classes()), seed=1)
     assert alarms == []
     assert len(checked) == len(correct_classes()) >= 45
 
@@ -1033,7 +1033,8 @@ def test_every_kind_of_wrong_is_on_its_page() -> None:
     assert named | {"feature-factor", "sample-factor"} <= listed
     assert {kind for kind, _ in MISTAKES.values()} <= listed
     for kind in listed - {"feature-factor", "sample-factor"}:
-        assert f'"{kind}"' in code, kind
+        # Those of a number of entries are put together: f"missing-1/({entries})".
+        assert f'"{kind.partition("(")[0]}' in code, kind
 
 
 @pytest.fixture
