@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class NumpyConvNetSettings(TrainSettings):
 
 
 PRESETS = {
-    "uva-2018": TORCH_PRESETS["uva-2018"],
+    "uva-2018": replace(TORCH_PRESETS["uva-2018"], reached="0.7246"),
     "fast": Preset(FAST, "CIFAR-10, the network that learns with the least arithmetic", "0.8909"),
     # Found on 5,000 of the training images, held out, as the other is.
     "quick": Preset(
