@@ -15,7 +15,7 @@ _COMMANDS = {
     "train": {
         "train-mlp-numpy": (
             "handgrad.backends.command:train_mlp_numpy",
-            "a multi-layer perceptron in NumPy, backward passes by hand",
+            "a multi-layer perceptron in NumPy, by hand",
         ),
         "train-convnet-numpy": (
             "handgrad.backends.command:train_convnet_numpy",

@@ -23,7 +23,9 @@ def test_a_preset_says_what_it_reached(network: str, name: str) -> None:
     cells = [cell.strip() for cell in line.split("|")]
     reached = row.presets[name].reached
     assert re.fullmatch(r"0\.\d{4}", reached)
-    assert any(cell == reached or cell.startswith(f"{reached} (") for cell in cells), cells
+    assert any(
+        cell == reached or cell.startswith((f"{reached} (", f"{reached};")) for cell in cells
+    ), cells
 
 
 @pytest.mark.parametrize("network", NETWORKS)
