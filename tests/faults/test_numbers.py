@@ -25,6 +25,7 @@ from numpy_mlp.modules import (
     SoftMaxCrossEntropyModule,
     SoftMaxModule,
 )
+from numpy_mlp.network import Network
 from numpy_mlp.optim import SGD
 from torch_models.learner import TorchLearner
 
@@ -135,10 +136,10 @@ def test_watching_changes_no_number(rng: np.random.Generator) -> None:
 
 
 def test_layers_are_given_back_after_an_error(rng: np.random.Generator) -> None:
-    layers = [LinearModule(2, 3, rng=rng)]
-    with pytest.raises(AssertionError), detect_anomaly(layers):
-        layers[0].forward(np.ones((1, 9)))
-    assert "forward" not in vars(layers[0])
+    network = Network([LinearModule(2, 3, rng=rng)])
+    with pytest.raises(AssertionError), detect_anomaly(network):
+        network.layers[0].forward(np.ones((1, 9)))
+    assert "forward" not in vars(network.layers[0])
 
 
 class Reciprocal(nn.Module):
